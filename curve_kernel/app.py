@@ -1,0 +1,352 @@
+"""The kernel application: keys in, every bound socket a CURVE server, or no start.
+
+What is overridden keeps its upstream name and meaning (ipykernel's ``kernelapp.py``, ``heartbeat.py``
+and ``iostream.py``), and works the same way from ipykernel 6.29 on, with or without upstream's own
+CURVE support (7.3 and later).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ipaddress
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import ipykernel
+import zmq
+from ipykernel import kernelapp
+from ipykernel.heartbeat import Heartbeat
+from ipykernel.iostream import IOPubThread
+from ipykernel.kernelapp import IPKernelApp
+from jupyter_client.connect import KernelConnectionInfo
+from traitlets import Dict, TraitError, Unicode
+from traitlets.utils import filefind
+from zmq.eventloop.zmqstream import ZMQStream
+
+from . import __version__, connection_file, keys, sockets
+from .errors import CurveKernelError, fail
+from .keys import EnvironmentSecret, KeyPair
+
+__all__ = ["CurveKernelApp", "main"]
+
+_CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
+_BIND_HINT = "give every channel a free port and the kernel an address of this machine"
+
+
+class CurveHeartbeat(Heartbeat):
+    """A heartbeat whose socket is a CURVE server, natively so only since ipykernel 7.3."""
+
+    def __init__(self, *args: Any, keys: KeyPair, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._keys: KeyPair | None = keys
+        self._bound = threading.Event()
+        self._error: zmq.ZMQError | None = None
+
+    def _bind_socket(self) -> None:
+        assert self._keys is not None
+        sockets.make_server(self.socket, self._keys)
+        super()._bind_socket()
+        self._curve_secretkey = self._keys = None
+        self._bound.set()
+
+    def run(self) -> None:
+        """Echo until the context ends; a failure to bind is kept for `wait_until_bound`."""
+        try:
+            super().run()
+        except zmq.ZMQError as error:
+            if self._bound.is_set():
+                raise
+            self._error = error
+            self._bound.set()
+
+    def wait_until_bound(self, timeout: float = 10) -> None:
+        """Wait at most *timeout* seconds until the port is bound.
+
+        Raises
+        ------
+        zmq.ZMQError
+            If it can't be bound.
+        """
+        if not self._bound.wait(timeout):
+            self._error = zmq.ZMQError(zmq.EAGAIN, f"not bound within {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+
+
+class CurveIOPubThread(IOPubThread):
+    """An iopub thread whose pipe for forked children is encrypted.
+
+    Upstream binds it as a plaintext PULL socket on a loopback port. Here it has key pairs of its own,
+    made for this process and told to nobody: only a forked child, which inherits them, knows the
+    server key without which there is no handshake.
+    """
+
+    def _setup_pipe_in(self) -> None:
+        self._pipe_uuid = os.urandom(16)
+        self._pipe_keys, self._pipe_client_keys = KeyPair.generate(), KeyPair.generate()
+        pipe_in = self.socket.context.socket(zmq.PULL)
+        pipe_in.linger = 0
+        sockets.make_server(pipe_in, self._pipe_keys)
+        try:
+            self._pipe_port = pipe_in.bind_to_random_port("tcp://127.0.0.1")
+        except zmq.ZMQError as error:
+            warnings.warn(
+                f"Couldn't bind IOPub Pipe to 127.0.0.1: {error}"
+                "\nsubprocess output will be unavailable.",
+                stacklevel=2,
+            )
+            self._pipe_flag = False
+            pipe_in.close()
+            return
+        self._pipe_in = ZMQStream(pipe_in, self.io_loop)
+        self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
+        context: zmq.Context[Any] = zmq.Context()
+        pipe_out = context.socket(zmq.PUSH)
+        pipe_out.linger = 3000
+        sockets.make_client(pipe_out, self._pipe_client_keys, self._pipe_keys.public_key)
+        pipe_out.connect(f"tcp://127.0.0.1:{self._pipe_port}")
+        return context, pipe_out
+
+
+@contextmanager
+def _in_place_of_upstream(**classes: Any) -> Iterator[None]:
+    """Let kernelapp's methods find *classes* where upstream's bodies name their own."""
+    before = {name: getattr(kernelapp, name) for name in classes}
+    vars(kernelapp).update(classes)
+    try:
+        yield
+    finally:
+        vars(kernelapp).update(before)
+
+
+class CurveKernelApp(IPKernelApp):
+    """An IPython kernel whose every bound socket is a CURVE server.
+
+    It takes all options of ipykernel's own application, and reads the same configuration files.
+    """
+
+    version = Unicode(__version__)
+    description = Unicode(
+        """An IPython kernel whose every socket is encrypted (CurveZMQ).
+
+        Its key pair comes from $JUPYTER_CURVE_SECRETKEY, $JUPYTER_CURVE_SECRETKEY_FILE or the
+        connection file; without a connection file it makes its own. There is no plaintext mode."""
+    )
+    examples = Unicode(
+        """
+        python -m curve_kernel install           # the tile "Python 3 (CurveZMQ)"
+        python -m curve_kernel                   # a kernel with a key pair of its own
+        python -m curve_kernel -f kernel.json    # a kernel with the keys of a connection file
+        """
+    )
+    subcommands = Dict(
+        {
+            "install": (
+                "curve_kernel.cli.install.InstallApp",
+                "install the kernelspec: Python 3 (CurveZMQ)",
+            ),
+        }
+    )
+
+    _keys: KeyPair | None = None
+    _environment: EnvironmentSecret
+    server_key: bytes = b""
+
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Initialize the kernel, or leave with an error, a hint and status 1."""
+        try:
+            # Before a configuration file, a profile or an extension runs a line of the user's code.
+            self._environment = EnvironmentSecret()
+            super().initialize(argv)
+        except CurveKernelError as error:
+            fail(error)
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """Parse the command line; a word that is neither an option nor a command is an error."""
+        super().parse_command_line(argv)
+        if self.subapp is None and self.extra_args:
+            raise CurveKernelError(
+                f"no such command: {self.extra_args[0]}",
+                "see python -m curve_kernel --help",
+            )
+
+    def init_connection_file(self) -> None:
+        """Read the connection file, if there is one, and find the key pair."""
+        keys.require_curve()
+        if not self.connection_file:
+            self.connection_file = f"kernel-{os.getpid()}.json"
+        info = None
+        try:
+            self.connection_file = filefind(self.connection_file, [".", self.connection_dir])
+        except OSError:
+            self._create_connection_folder()
+        else:
+            info = connection_file.read(self.connection_file)
+        self._keys = keys.find(self._environment, info, self.abs_connection_file)
+        if info is None:
+            atexit.register(self.cleanup_connection_file)
+        else:
+            self._load_connection_info(cast(KernelConnectionInfo, info))
+        self.server_key = self._keys.public_key
+        # Upstream's own names for the pair: since 7.3 they keep its plaintext warning away. They are
+        # emptied as soon as every socket is bound.
+        self.curve_publickey, self.curve_secretkey = self._keys.public_key, self._keys.secret_key
+
+    def _create_connection_folder(self) -> None:
+        path = Path(self.abs_connection_file)
+        if os.path.lexists(path) and not path.is_file():
+            connection_file.read(path)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True, parents=True)
+        except OSError as error:
+            raise CurveKernelError(
+                f"folder {path.parent} for the connection file can't be made: {error.strerror}",
+                "name a connection file in a folder that you can write",
+            ) from None
+
+    def _load_connection_info(self, info: KernelConnectionInfo) -> None:
+        message = f"connection file {self.connection_file} is not valid"
+        hint = "let the launcher make a new connection file, or start without one"
+        if not isinstance(info.get("key", ""), str):
+            raise CurveKernelError(f"{message}: its key is not text", hint)
+        try:
+            self.load_connection_info(info)
+        except (TraitError, AttributeError, TypeError, ValueError) as error:
+            raise CurveKernelError(f"{message}: {error}", hint) from None
+
+    def init_sockets(self) -> None:
+        """Create a context, a session and the kernel sockets, once all given ports are known free."""
+        self._check_addresses()
+        super().init_sockets()
+
+    def _check_addresses(self) -> None:
+        # A socket that is bound but does not listen opens no port, so a conflict on the last channel
+        # is found before the first one is open.
+        try:
+            ipaddress.IPv4Address(self.ip)
+        except ValueError:
+            return
+        held: list[socket.socket] = []
+        try:
+            for channel in _CHANNELS:
+                port = getattr(self, f"{channel}_port")
+                if self.transport != "tcp" or (port <= 0 and held):
+                    continue
+                probe = socket.socket()
+                held.append(probe)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.ip, max(port, 0)))
+                except (OSError, OverflowError) as error:
+                    raise self._bind_error(channel, port, error) from None
+        finally:
+            for probe in held:
+                probe.close()
+
+    def _bind_error(self, channel: str, port: int, error: Exception) -> CurveKernelError:
+        separator = ":" if self.transport == "tcp" else "-"
+        reason = getattr(error, "strerror", None) or error
+        return CurveKernelError(
+            f"channel {channel} can't bind {self.transport}://{self.ip}{separator}{port}: {reason}",
+            _BIND_HINT,
+        )
+
+    def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
+        """Make *s* a CURVE server and bind it; upstream calls this for every channel but hb."""
+        assert self._keys is not None
+        channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
+        sockets.make_server(s, self._keys)
+        try:
+            return int(super()._bind_socket(s, port))
+        except zmq.ZMQError as error:
+            # An open socket would keep the context from ending at exit.
+            s.close(linger=0)
+            raise self._bind_error(channel, port, error) from None
+
+    def init_control(self, context: zmq.Context[Any]) -> None:
+        """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""
+        assert self._keys is not None
+        # Before 7.3 upstream creates and connects debug_shell_socket without any CURVE option.
+        with sockets.client_defaults(context, self._keys, self._keys.public_key):
+            super().init_control(context)
+
+    def init_iopub(self, context: zmq.Context[Any]) -> None:
+        """Bind iopub and start its thread, with an encrypted pipe for forked children."""
+        with _in_place_of_upstream(IOPubThread=CurveIOPubThread):
+            super().init_iopub(context)
+
+    def init_heartbeat(self) -> None:
+        """Start the heart beating, and make sure that it does."""
+        assert self._keys is not None
+        with _in_place_of_upstream(Heartbeat=partial(CurveHeartbeat, keys=self._keys)):
+            super().init_heartbeat()
+        self._check_iopub_pipe_and_heartbeat()
+        heartbeat = cast(CurveHeartbeat, self.heartbeat)
+        try:
+            heartbeat.wait_until_bound()
+        except zmq.ZMQError as error:
+            raise self._bind_error("hb", self.hb_port, error) from None
+        self.hb_port = heartbeat.port
+        self._keys = self.curve_secretkey = None
+
+    def _check_iopub_pipe_and_heartbeat(self) -> None:
+        ours = isinstance(self.iopub_thread, CurveIOPubThread)
+        if not ours or not isinstance(self.heartbeat, CurveHeartbeat):
+            raise CurveKernelError(
+                f"ipykernel {ipykernel.__version__} makes its sockets in a way that is not known here",
+                "upgrade curve_kernel, or install an ipykernel that it is tested with",
+            )
+
+    def init_shell(self) -> None:
+        """Give the shell this kernel's magics."""
+        super().init_shell()
+        if self.shell:
+            from .magics import CurveMagics
+
+            self.shell.register_magics(CurveMagics)
+
+    def write_connection_file(self, **_: Any) -> None:
+        """Write ports and public key into the connection file; a secret key never is added to it."""
+        path = self.abs_connection_file
+        info: dict[str, Any] = {
+            "ip": self.ip,
+            "key": self.session.key.decode(),
+            "transport": self.transport,
+            "signature_scheme": self.session.signature_scheme,
+            "curve_publickey": self.server_key.decode(),
+        }
+        info.update({f"{name}_port": getattr(self, f"{name}_port") for name in _CHANNELS})
+        if Path(path).exists():
+            connection_file.update(path, info)
+        else:
+            connection_file.write(path, {"kernel_name": "", **info})
+
+    def log_connection_info(self) -> None:
+        """Say that the kernel is encrypted, name its public key, and tell how to connect."""
+        server_key = self.server_key.decode()
+        self.log.info("Every channel is encrypted (CURVE); server key: %s", server_key)
+        super().log_connection_info()
+        if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
+            print(
+                f"Every channel is encrypted (CURVE); server key: {server_key}\n"
+                f"Connection file: {shlex.quote(self.abs_connection_file)}",
+                file=sys.__stdout__,
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Run the kernel, or one of its subcommands."""
+    CurveKernelApp.launch_instance()

@@ -1,0 +1,61 @@
+"""The subcommands of ``python -m curve_kernel``, one module per group."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from traitlets.config import Application
+
+from ..errors import CurveKernelError, fail
+
+__all__ = ["Command"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(CurveKernelError(message, f"see {self.prog} --help"))
+
+
+class Command(Application):
+    """A subcommand, in the form in which traitlets starts one, that takes argparse's options.
+
+    ``name`` and ``summary`` say what it is, `add_arguments` takes its options, `run` does the work.
+    """
+
+    summary = ""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add this command's options to *parser*."""
+
+    def run(self, options: argparse.Namespace) -> int | None:
+        """Do what the command is for.
+
+        Returns
+        -------
+        int or None
+            The exit status; None is success.
+
+        Raises
+        ------
+        CurveKernelError
+            For whatever the user can mend.
+        """
+        raise NotImplementedError
+
+    def initialize(self, argv: Sequence[str] | None = None) -> None:
+        """Parse the words after the command's name."""
+        parser = _Parser(prog=f"python -m curve_kernel {self.name}", description=self.summary)
+        self.add_arguments(parser)
+        self._options = parser.parse_args(argv)
+
+    def start(self) -> None:
+        """Run the command, and leave with its exit status."""
+        try:
+            status = self.run(self._options)
+        except CurveKernelError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            status = 130
+        raise SystemExit(status or 0)

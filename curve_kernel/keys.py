@@ -1,0 +1,284 @@
+"""The kernel's key pair: generate, parse, derive, find."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from . import files
+from .errors import CurveKernelError
+
+__all__ = [
+    "SECRETKEY_FILE_VARIABLE",
+    "SECRETKEY_VARIABLE",
+    "EnvironmentSecret",
+    "KeyPair",
+    "find",
+    "parse",
+]
+
+SECRETKEY_VARIABLE = "JUPYTER_CURVE_SECRETKEY"
+SECRETKEY_FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY_FILE"
+
+_Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_Z85_DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_FORM = "a CURVE key is 40 characters of Z85: letters, digits and .-:+=^!/*?&<>()[]{}@%$#"
+
+
+def require_curve() -> None:
+    """Make sure that this libzmq can encrypt.
+
+    Raises
+    ------
+    CurveKernelError
+        If it was built without CURVE.
+    """
+    if not zmq.has("curve"):
+        raise CurveKernelError(
+            f"libzmq {zmq.zmq_version()} is built without CURVE, so nothing can be encrypted",
+            "install a pyzmq that has it: python -m pip install --force-reinstall pyzmq",
+        )
+
+
+def parse(value: object, where: str) -> bytes:
+    """Check that *value* is a CURVE key as text.
+
+    Parameters
+    ----------
+    value : object
+        What was given: a str or bytes of 40 Z85 characters, if it is good.
+    where : str
+        What it was given as, for the message. The value itself is never in the message, since it
+        may be a secret key that lacks a character.
+
+    Returns
+    -------
+    bytes
+        The key, 40 bytes of Z85 (https://rfc.zeromq.org/spec/32/).
+
+    Raises
+    ------
+    CurveKernelError
+        If it is anything else.
+    """
+    if not isinstance(value, (str, bytes)):
+        found = "null" if value is None else f"a {type(value).__name__}"
+        raise CurveKernelError(f"{where} is {found}, not a key", _FORM)
+    if len(value) != 40:
+        raise CurveKernelError(f"{where} has {len(value)} characters, not 40", _FORM)
+    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if not _Z85.fullmatch(text) or not _fits(text):
+        raise CurveKernelError(f"{where} is not Z85 text", _FORM)
+    return text
+
+
+def _fits(text: bytes) -> bool:
+    # Five Z85 digits can count past 2**32; libzmq refuses such a group, other decoders wrap around.
+    groups = (text[start : start + 5] for start in range(0, 40, 5))
+    return all(
+        sum(_Z85_DIGITS.index(digit) * 85**power for power, digit in enumerate(reversed(group))) < 2**32
+        for group in groups
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class KeyPair:
+    """A CURVE key pair, whose ``repr`` never shows the secret.
+
+    Both keys are 40 bytes of Z85. ``KeyPair.generate()`` makes a fresh pair and
+    ``KeyPair.from_secret(key)`` derives the public half.
+    """
+
+    public_key: bytes
+    secret_key: bytes
+
+    def __repr__(self) -> str:
+        return f"KeyPair(public_key={self.public_key!r}, secret_key=<hidden>)"
+
+    @classmethod
+    def generate(cls) -> KeyPair:
+        """Make a fresh pair with libzmq's own generator."""
+        return cls(*zmq.curve_keypair())
+
+    @classmethod
+    def from_secret(cls, secret_key: bytes) -> KeyPair:
+        """Derive the pair from a secret key, 40 bytes of Z85 that `parse` has checked."""
+        return cls(zmq.curve_public(secret_key), secret_key)
+
+
+class EnvironmentSecret:
+    """What the environment said about the kernel's secret key, taken out of it for good.
+
+    Making one reads ``$JUPYTER_CURVE_SECRETKEY`` and ``$JUPYTER_CURVE_SECRETKEY_FILE``, removes both
+    from ``os.environ`` and, on Linux, overwrites their bytes in the process's initial environment
+    block, so that neither a child process nor ``/proc/PID/environ`` shows them. What they mean is
+    looked at in `pair`, later, when there is somebody to tell.
+
+    Raises
+    ------
+    CurveKernelError
+        If the secret can't be overwritten.
+    """
+
+    def __init__(self) -> None:
+        self._secret = _take(SECRETKEY_VARIABLE)
+        self._file = _take(SECRETKEY_FILE_VARIABLE)
+
+    def __repr__(self) -> str:
+        return "EnvironmentSecret(<hidden>)"
+
+    def pair(self) -> tuple[KeyPair, str] | None:
+        """Return the key pair and the name of the variable it comes from, or None if neither is set.
+
+        Raises
+        ------
+        CurveKernelError
+            If a value is no key, the file can't be trusted, or the two variables disagree.
+        """
+        pairs = []
+        if self._secret is not None:
+            secret_key = parse(self._secret, f"${SECRETKEY_VARIABLE}")
+            pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_VARIABLE}"))
+        if self._file is not None:
+            secret_key = _read_secret_file(self._file)
+            pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_FILE_VARIABLE}"))
+        if not pairs:
+            return None
+        if pairs[0][0] != pairs[-1][0]:
+            raise CurveKernelError(
+                f"${SECRETKEY_VARIABLE} and ${SECRETKEY_FILE_VARIABLE} hold different keys",
+                "set only one of the two",
+            )
+        return pairs[0]
+
+
+def _take(name: str) -> str | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    # Before anything calls setenv for it, libc's entry is the very text that /proc/PID/environ reads.
+    entries = list(_libc_entries(os.fsencode(name)))
+    del os.environ[name]
+    for address, size in entries:
+        ctypes.memset(address, 0, size)
+    block = Path("/proc/self/environ")
+    if value and block.exists() and os.fsencode(value) in block.read_bytes():
+        raise CurveKernelError(
+            f"${name} can't be overwritten in this process's environment block",
+            f"put the secret key into a file with mode 0600 and name it in ${SECRETKEY_FILE_VARIABLE}",
+        )
+    return value
+
+
+def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
+    """Yield address and size of each ``name=value`` in libc's ``environ``."""
+    if not sys.platform.startswith("linux"):
+        return
+    environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
+    index = 0
+    while (address := environ[index]) is not None:
+        text = ctypes.string_at(address)
+        if text.startswith(name + b"="):
+            yield address, len(text)
+        index += 1
+
+
+def _read_secret_file(path: str) -> bytes:
+    hint = f"${SECRETKEY_FILE_VARIABLE} must name a file of yours with mode 0600 that holds one key"
+    name = f"secret-key file {path}"
+    try:
+        content, status = files.read(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CurveKernelError(f"{name} can't be read: {reason}", hint) from None
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise CurveKernelError(
+            f"{name} can be read or written by others: its mode is {mode:04o}, not 0600",
+            f"make it yours alone and put a new key into it: chmod 600 {shlex.quote(path)}",
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise CurveKernelError(f"{name} belongs to another user", hint)
+    return parse(content.strip(), name)
+
+
+def find(
+    environment: EnvironmentSecret, connection_info: Mapping[str, object] | None, file_name: str
+) -> KeyPair:
+    """Find the kernel's key pair, from the first source that has one.
+
+    Parameters
+    ----------
+    environment : EnvironmentSecret
+        What the environment variables said.
+    connection_info : mapping or None
+        The connection file's content, or None where there is no file yet and the kernel is its own
+        launcher; then, without a variable, a fresh pair is made.
+    file_name : str
+        The connection file's name, for messages.
+
+    Returns
+    -------
+    KeyPair
+
+    Raises
+    ------
+    CurveKernelError
+        If there is no pair, half a pair, a malformed key, or two sources that disagree.
+    """
+    given = environment.pair()
+    if connection_info is None:
+        return given[0] if given else KeyPair.generate()
+
+    found = {
+        field: parse(connection_info[field], f"{field} in connection file {file_name}")
+        for field in ("curve_publickey", "curve_secretkey")
+        if field in connection_info
+    }
+    public_key, secret_key = found.get("curve_publickey"), found.get("curve_secretkey")
+    if public_key and secret_key and KeyPair.from_secret(secret_key).public_key != public_key:
+        raise CurveKernelError(
+            f"curve_publickey and curve_secretkey in connection file {file_name} are not a pair",
+            "let the launcher make a new connection file, or remove both keys and the file's ports",
+        )
+    if given:
+        pair, variable = given
+        for field, in_file, in_variable in (
+            ("curve_secretkey", secret_key, pair.secret_key),
+            ("curve_publickey", public_key, pair.public_key),
+        ):
+            if in_file is not None and in_file != in_variable:
+                raise CurveKernelError(
+                    f"{variable} and {field} in connection file {file_name} are not of one key pair",
+                    "remove one of the two, or make them agree",
+                )
+        return pair
+    match public_key, secret_key:
+        case None, None:
+            raise CurveKernelError(
+                f"connection file {file_name} has no CURVE keys: its launcher does not provide them",
+                "start the kernel from a kernelspec made by `python -m curve_kernel install`, set"
+                f" ${SECRETKEY_VARIABLE}, or leave the file out to let the kernel make its own keys",
+            )
+        case _, None:
+            raise CurveKernelError(
+                f"connection file {file_name} holds only the public key",
+                f"set ${SECRETKEY_VARIABLE} to the secret key that belongs to it",
+            )
+        case None, _:
+            raise CurveKernelError(
+                f"connection file {file_name} holds curve_secretkey without curve_publickey",
+                "add the public key that belongs to it, or let the launcher make a new file",
+            )
+    assert public_key is not None
+    assert secret_key is not None
+    return KeyPair(public_key, secret_key)

@@ -1,0 +1,142 @@
+"""The kernel provisioner: makes the keys, hands them over, keeps the connection file clean."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jupyter_client
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+from traitlets import Bool, CaselessStrEnum
+
+from . import connection_file, keys
+from .errors import CurveKernelError
+from .keys import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE, KeyPair
+
+__all__ = ["CurveProvisioner"]
+
+
+class CurveProvisioner(LocalProvisioner):
+    """Starts a local kernel with a CURVE key pair of its own.
+
+    A kernelspec names it, and every front end on jupyter_client >= 8.9 encrypts with no
+    configuration::
+
+        "metadata": {"kernel_provisioner": {"provisioner_name": "curve-provisioner", "config": {}}}
+
+    Every start has new keys; a restart keeps them, so that clients reconnect.
+    """
+
+    key_distribution = CaselessStrEnum(
+        ["env", "file"],
+        default_value="env",
+        config=True,
+        help="""How the kernel learns its secret key: 'env' hands it over in
+        $JUPYTER_CURVE_SECRETKEY, and the connection file holds the public key only; 'file' writes
+        both keys into the connection file, for kernels that look for them there.""",
+    )
+    message_signing = Bool(
+        True,
+        config=True,
+        help="""Sign messages with HMAC, as stock does. False leaves the HMAC key empty.""",
+    )
+
+    _keys: KeyPair | None = None
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
+        _require_jupyter_client()
+        keys.require_curve()
+        km = self.parent
+        if km is None:
+            raise CurveKernelError(
+                "the curve-provisioner has no kernel manager to give its keys to",
+                "start the kernel through a jupyter_client KernelManager",
+            )
+        if self._keys is None:
+            self._keys = KeyPair.generate()
+        if not self.message_signing:
+            km.session.key = b""
+        # Where the manager writes keys into the file differs from version to version, so it gets to
+        # know of none until it has written the file.
+        km.curve_publickey = km.curve_secretkey = None
+        kwargs = await super().pre_launch(transport_encryption="disabled", **kwargs)
+        public_key, secret_key = self._keys.public_key.decode(), self._keys.secret_key.decode()
+        if self.key_distribution == "file":
+            connection_file.update(
+                km.connection_file,
+                {"curve_publickey": public_key, "curve_secretkey": secret_key},
+            )
+            self._tell_manager()
+            self.connection_info = km.get_connection_info()
+        else:
+            # After the launch the manager compares the file with what it knows. See post_launch.
+            connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
+        return kwargs
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Start the kernel process, with the secret key in its environment and nowhere else."""
+        assert self._keys is not None
+        env = dict(kwargs.pop("env", os.environ))
+        for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
+            env.pop(variable, None)
+        if self.key_distribution == "env":
+            env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
+        return await super().launch_kernel(cmd, env=env, **kwargs)
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Give the manager its keys, and other clients the public one."""
+        await super().post_launch(**kwargs)
+        if self.key_distribution == "file":
+            return
+        assert self._keys is not None
+        km = self._tell_manager()
+        km._close_control_socket()
+        km._connect_control_socket()
+        connection_file.update(km.connection_file, {"curve_publickey": self._keys.public_key.decode()})
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Forget the keys, unless the kernel is to be restarted."""
+        await super().cleanup(restart=restart)
+        if not restart:
+            self._keys = None
+
+    def _tell_manager(self) -> Any:
+        assert self._keys is not None
+        km: Any = self.parent
+        km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
+        if jupyter_client.version_info < (8, 10):
+            km.client_factory = _taking_text_keys(km.client_factory)
+        return km
+
+
+def _require_jupyter_client() -> None:
+    if jupyter_client.version_info < (8, 9):
+        raise CurveKernelError(
+            f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
+            " encrypt, 8.9 is needed",
+            "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
+        )
+
+
+def _taking_text_keys(factory: type) -> type:
+    """Make a client class of *factory* that accepts the keys as str.
+
+    ``KernelManager.client()`` of jupyter_client 8.9 passes them so, and its own clients refuse it
+    with a TraitError; 8.10 mended that.
+    """
+    if hasattr(factory, "takes_text_keys"):
+        return factory
+
+    class Client(factory):
+        takes_text_keys = True
+
+        def __init__(self, **kwargs: Any) -> None:
+            for name in ("curve_publickey", "curve_secretkey"):
+                if isinstance(kwargs.get(name), str):
+                    kwargs[name] = kwargs[name].encode("ascii")
+            super().__init__(**kwargs)
+
+    Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
+    return Client

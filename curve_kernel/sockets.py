@@ -1,0 +1,70 @@
+"""The only code that sets CURVE and ZAP options on a socket.
+
+libzmq reads the options at ``bind`` and ``connect``, so each of these comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+
+from .keys import KeyPair
+
+__all__ = ["client_defaults", "make_client", "make_server"]
+
+
+def make_server(socket: zmq.Socket[Any], keys: KeyPair) -> None:
+    """Make *socket* a CURVE server before it binds.
+
+    Parameters
+    ----------
+    socket : zmq.Socket
+        A socket that is not bound yet.
+    keys : KeyPair
+        The server key pair.
+    """
+    socket.curve_secretkey = keys.secret_key
+    socket.curve_publickey = keys.public_key
+    socket.curve_server = True
+
+
+def make_client(socket: zmq.Socket[Any], keys: KeyPair, server_key: bytes) -> None:
+    """Make *socket* a CURVE client before it connects.
+
+    Parameters
+    ----------
+    socket : zmq.Socket
+        A socket that is not connected yet.
+    keys : KeyPair
+        The client key pair.
+    server_key : bytes
+        The public key of the server, 40 bytes of Z85.
+    """
+    socket.curve_secretkey = keys.secret_key
+    socket.curve_publickey = keys.public_key
+    socket.curve_serverkey = server_key
+
+
+@contextmanager
+def client_defaults(context: zmq.Context[Any], keys: KeyPair, server_key: bytes) -> Iterator[None]:
+    """Make every socket that *context* creates inside the block a CURVE client from birth.
+
+    `make_server` may still turn one into a server afterwards. Use `make_client` wherever the socket
+    can be reached between its creation and its connecting.
+    """
+    options = {
+        zmq.CURVE_SECRETKEY: keys.secret_key,
+        zmq.CURVE_PUBLICKEY: keys.public_key,
+        zmq.CURVE_SERVERKEY: server_key,
+    }
+    before = dict(context.sockopts)
+    for option, value in options.items():
+        context.setsockopt(option, value)
+    try:
+        yield
+    finally:
+        context.sockopts.clear()
+        context.sockopts.update(before)

@@ -1,0 +1,59 @@
+"""What a port really speaks, read from its ZMTP greeting."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+__all__ = ["read_mechanism"]
+
+# https://rfc.zeromq.org/spec/23/: signature, major version. libzmq answers these eleven bytes with its
+# whole greeting; after a whole greeting of another mechanism a CURVE server would hang up first.
+_OPENING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03"
+_GREETING_SIZE = 64
+
+
+def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
+    """Return the mechanism in the greeting of the ZeroMQ socket at *endpoint*, without any key.
+
+    Parameters
+    ----------
+    endpoint : str
+        ``tcp://ADDRESS:PORT`` or ``ipc://PATH``.
+    timeout : float
+        Seconds for all of it.
+
+    Returns
+    -------
+    str
+        ``"CURVE"``, ``"NULL"``, ``"PLAIN"`` or whatever else the peer names.
+
+    Raises
+    ------
+    TimeoutError
+        If it accepts and says too little.
+    ConnectionError, OSError
+        If there is nobody, or it hangs up.
+    ValueError
+        If what it says is no ZMTP 3 greeting.
+    """
+    deadline = time.monotonic() + timeout
+    transport, _, address = endpoint.partition("://")
+    family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET
+    with socket.socket(family) as peer:
+        peer.settimeout(timeout)
+        host, _, port = address.rpartition(":")
+        peer.connect(address if transport == "ipc" else (host, int(port)))
+        peer.sendall(_OPENING)
+        greeting = b""
+        while len(greeting) < _GREETING_SIZE:
+            peer.settimeout(max(deadline - time.monotonic(), 0.001))
+            chunk = peer.recv(_GREETING_SIZE - len(greeting))
+            if not chunk:
+                raise ConnectionError(f"{endpoint} hung up after {len(greeting)} bytes")
+            greeting += chunk
+            if not greeting.startswith(b"\xff"):
+                raise ValueError(f"{endpoint} does not speak ZMTP")
+    if greeting[9] != 0x7F or greeting[10] < 3:
+        raise ValueError(f"{endpoint} does not speak ZMTP 3")
+    return greeting[12:32].rstrip(b"\0").decode("ascii", "replace")
