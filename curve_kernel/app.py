@@ -232,30 +232,33 @@ class CurveKernelApp(IPKernelApp):
         super().init_sockets()
 
     def _check_addresses(self) -> None:
-        # A socket that is bound but does not listen opens no port, so a conflict on the last channel
-        # is found before the first one is open.
+        # A socket that is bound but does not listen opens no port, so a conflict on the last channel is
+        # found before the first one is open.
+        if self.transport != "tcp":
+            return
         try:
             ipaddress.IPv4Address(self.ip)
         except ValueError:
-            return
-        held: list[socket.socket] = []
+            return  # the name of an interface, which libzmq resolves
+        probes: dict[int, socket.socket] = {}
         try:
             for channel in _CHANNELS:
-                port = getattr(self, f"{channel}_port")
-                if self.transport != "tcp" or (port <= 0 and held):
+                port = max(getattr(self, f"{channel}_port"), 0)
+                if port and port in probes:
+                    raise self._bind_error(channel, port, "another channel has that port")
+                if port in probes:
                     continue
-                probe = socket.socket()
-                held.append(probe)
+                probe = probes[port] = socket.socket()
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((self.ip, max(port, 0)))
+                    probe.bind((self.ip, port))
                 except (OSError, OverflowError) as error:
                     raise self._bind_error(channel, port, error) from None
         finally:
-            for probe in held:
+            for probe in probes.values():
                 probe.close()
 
-    def _bind_error(self, channel: str, port: int, error: Exception) -> CurveKernelError:
+    def _bind_error(self, channel: str, port: int, error: object) -> CurveKernelError:
         separator = ":" if self.transport == "tcp" else "-"
         reason = getattr(error, "strerror", None) or error
         return CurveKernelError(

@@ -71,7 +71,7 @@ def parse(value: object, where: str) -> bytes:
         If it is anything else.
     """
     if not isinstance(value, (str, bytes)):
-        found = "null" if value is None else f"a {type(value).__name__}"
+        found = "null" if value is None else f"of type {type(value).__name__}"
         raise CurveKernelError(f"{where} is {found}, not a key", _FORM)
     if len(value) != 40:
         raise CurveKernelError(f"{where} has {len(value)} characters, not 40", _FORM)
@@ -171,7 +171,8 @@ def _take(name: str) -> str | None:
     for address, size in entries:
         ctypes.memset(address, 0, size)
     block = Path("/proc/self/environ")
-    if value and block.exists() and os.fsencode(value) in block.read_bytes():
+    entry = os.fsencode(f"{name}={value}")
+    if block.exists() and entry in block.read_bytes().split(b"\0"):
         raise CurveKernelError(
             f"${name} can't be overwritten in this process's environment block",
             f"put the secret key into a file with mode 0600 and name it in ${SECRETKEY_FILE_VARIABLE}",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -138,13 +140,16 @@ class InstallApp(Command):
         if not user and not prefix:
             prefix = sys.prefix if os.access(sys.prefix, os.W_OK) else None
             user = prefix is None
+        manager = KernelSpecManager()
+        # What it warns about is said below, once, as a note.
+        manager.log.setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "spec"
             shutil.copytree(_resources(), source)
             (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
             try:
-                destination = KernelSpecManager().install_kernel_spec(
-                    str(source), name, user=user, prefix=prefix
+                destination = Path(
+                    manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
                 )
             except OSError as error:
                 raise CurveKernelError(
@@ -153,7 +158,12 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
-        if not Path(destination).is_relative_to(sys.prefix) and not options.no_provisioner:
+        if str(destination.parent) not in manager.kernel_dirs:
+            print(  # noqa: T201
+                "Jupyter does not look there by itself: start it with"
+                f" JUPYTER_PATH={shlex.quote(str(destination.parent.parent))}"
+            )
+        elif not destination.is_relative_to(sys.prefix) and not options.no_provisioner:
             print(  # noqa: T201
                 "A Jupyter server that runs in another environment than"
                 f" {sys.prefix} needs curve_kernel too:\n"

@@ -1,0 +1,167 @@
+"""What several tests need: real kernels in real processes, and what the system says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import zmq
+from jupyter_client import BlockingKernelClient
+
+from curve_kernel.keys import KeyPair
+
+T = TypeVar("T")
+CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
+MODULE = [sys.executable, "-m", "curve_kernel"]
+
+
+def wait_for(what: str, condition: Callable[[], T], timeout: float = 20) -> T:
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s for {what}")
+        time.sleep(0.05)
+    return value
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports that a process and its children listen on, as the operating system tells."""
+    process = psutil.Process(pid)
+    ports = set()
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports |= {c.laddr.port for c in one.net_connections("inet") if c.status == "LISTEN"}
+    return ports
+
+
+def connection_info(**fields: Any) -> dict[str, Any]:
+    """A connection file's content as launchers write it, ports left to the kernel."""
+    info: dict[str, Any] = {f"{name}_port": 0 for name in CHANNELS}
+    info |= {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256", "key": "k" * 32}
+    return info | fields
+
+
+def both_keys(keys: KeyPair) -> dict[str, str]:
+    return {
+        "curve_publickey": keys.public_key.decode(),
+        "curve_secretkey": keys.secret_key.decode(),
+    }
+
+
+@contextlib.contextmanager
+def headless(
+    *arguments: str, file: Path | None = None, env: dict[str, str] | None = None, **popen: Any
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """Run the kernel by hand; gives the process and its connection file's content."""
+    if file is not None:
+        arguments = ("-f", str(file), *arguments)
+    process = subprocess.Popen(
+        [*MODULE, *arguments],
+        env={**os.environ, **(env or {})},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
+    try:
+        if file is None:
+            runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+            file = runtime / f"kernel-{process.pid}.json"
+
+        def ready() -> dict[str, Any] | None:
+            if process.poll() is not None:
+                raise AssertionError(f"the kernel ended: {process.communicate()}")
+            with contextlib.suppress(OSError, ValueError):
+                info = json.loads(file.read_text())
+                if info.get("curve_publickey") and info["hb_port"]:
+                    return info
+            return None
+
+        yield process, wait_for("the connection file", ready)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=5)
+        process.kill()
+        process.communicate(timeout=5)
+
+
+def refused(
+    *arguments: str, env: dict[str, str] | None = None, **popen: Any
+) -> tuple[int, list[str], str]:
+    """Run a kernel that has to refuse; gives the exit status, and standard error as lines.
+
+    Fails if the process, or a child of it, listens on any port before it ends.
+    """
+    process = subprocess.Popen(
+        [*MODULE, *arguments],
+        env={**os.environ, **(env or {})},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while process.poll() is None:
+            assert time.monotonic() < deadline, "it does not end"
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                assert not listening_ports(process.pid), "a port is open"
+            time.sleep(0.002)
+        out, err = process.communicate(timeout=5)
+    finally:
+        process.kill()
+    assert out == ""
+    return process.returncode, err.splitlines(), err
+
+
+@contextlib.contextmanager
+def client_of(info: dict[str, Any], keys: KeyPair) -> Iterator[BlockingKernelClient]:
+    """A stock client that holds the kernel's whole key pair."""
+    client = BlockingKernelClient()
+    client.load_connection_info({**info, **both_keys(keys)})
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=20)
+        yield client
+    finally:
+        client.stop_channels()
+
+
+def run_code(client: Any, code: str, timeout: float = 30, **kwargs: Any) -> tuple[str, str]:
+    """Execute *code*; gives the reply's status, and what came out on iopub as text."""
+    texts: list[str] = []
+
+    def collect(message: dict[str, Any]) -> None:
+        content = message["content"]
+        match message["msg_type"]:
+            case "stream":
+                texts.append(content["text"])
+            case "execute_result" | "display_data":
+                texts.append(content["data"].get("text/plain", ""))
+            case "error":
+                texts.append(content["ename"] + ": " + content["evalue"])
+
+    kwargs.setdefault("allow_stdin", False)
+    reply = client.execute_interactive(code, timeout=timeout, output_hook=collect, **kwargs)
+    return reply["content"]["status"], "".join(texts)
+
+
+def curve_socket(context: zmq.Context[Any], kind: int, server_key: bytes) -> zmq.Socket[Any]:
+    """A hand-made CURVE client with a fresh key pair."""
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    socket.curve_serverkey = server_key
+    return socket

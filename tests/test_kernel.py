@@ -1,0 +1,294 @@
+"""The kernel launched by hand, and its ports under a stranger's eyes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+from support import (
+    CHANNELS,
+    MODULE,
+    both_keys,
+    client_of,
+    connection_info,
+    curve_socket,
+    headless,
+    listening_ports,
+    run_code,
+    wait_for,
+)
+
+from curve_kernel.keys import KeyPair
+from curve_kernel.wire import read_mechanism
+
+VARIABLE, FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY", "JUPYTER_CURVE_SECRETKEY_FILE"
+
+FORK = """
+import os, sys, multiprocessing
+pid = os.fork()
+if pid == 0:
+    print('from-os-fork', flush=True)
+    print('from-os-fork-stderr', file=sys.stderr, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+def work(n):
+    print(f'from-process-{n}', flush=True)
+context = multiprocessing.get_context('fork')
+processes = [context.Process(target=work, args=(n,)) for n in range(3)]
+for process in processes: process.start()
+for process in processes: process.join()
+import time; time.sleep(0.3)
+"""
+FORK_SAYS = ["from-os-fork\n", "from-os-fork-stderr", *(f"from-process-{n}" for n in range(3))]
+
+
+@pytest.fixture
+def keys() -> KeyPair:
+    return KeyPair.generate()
+
+
+@pytest.fixture
+def kernel(tmp_path, keys):
+    """A running kernel with both keys in its connection file: process, connection info, client."""
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    with headless(file=file) as (process, info), client_of(info, keys) as client:
+        yield process, info, client
+
+
+def endpoint(info: dict, channel: str) -> str:
+    port = info[f"{channel}_port"]
+    return f"ipc://{info['ip']}-{port}" if info["transport"] == "ipc" else f"tcp://{info['ip']}:{port}"
+
+
+def test_both_keys_in_the_file(tmp_path, keys):
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys), something="kept")))
+    with headless(file=file) as (_, info), client_of(info, keys) as client:
+        assert run_code(client, "print(6 * 7)") == ("ok", "42\n")
+        assert info["something"] == "kept"
+        assert info["curve_secretkey"] == keys.secret_key.decode()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        status, text = run_code(client, "%connect_info")
+        assert status == "ok"
+        assert keys.public_key.decode() in text
+        assert keys.secret_key.decode() not in text
+    assert file.exists()
+
+
+@pytest.mark.parametrize("where", ["variable", "file", "both"])
+def test_public_key_in_the_file_and_secret_elsewhere(tmp_path, keys, where):
+    file, secret = tmp_path / "kernel.json", tmp_path / "secret"
+    file.write_text(json.dumps(connection_info(curve_publickey=keys.public_key.decode())))
+    secret.write_text(keys.secret_key.decode() + "\n")
+    secret.chmod(0o600)
+    env = {VARIABLE: keys.secret_key.decode(), FILE_VARIABLE: str(secret)}
+    if where != "both":
+        del env[FILE_VARIABLE if where == "variable" else VARIABLE]
+    with headless(file=file, env=env) as (process, info), client_of(info, keys) as client:
+        assert "curve_secretkey" not in info
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert keys.secret_key not in environment
+        assert b"JUPYTER_CURVE" not in environment
+        assert b"JUPYTER_RUNTIME_DIR" in environment
+        names = "[n for n in os.environ if 'CURVE' in n]"
+        assert run_code(client, f"import os; print({names})") == ("ok", "[]\n")
+        call = "print(subprocess.check_output([sys.executable, '-c', {!r}]))"
+        child = f"import os; print({names}, open('/proc/self/environ', 'rb').read())"
+        status, text = run_code(
+            client,
+            "import subprocess, sys; " + call.format(child),
+        )
+        assert status == "ok"
+        assert "JUPYTER_RUNTIME_DIR" in text
+        assert "CURVE" not in text
+        assert keys.secret_key.decode() not in run_code(client, "!env; cat /proc/self/environ")[1]
+
+
+def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
+    out = tmp_path / "out"
+    with out.open("w") as stdout:
+        process = subprocess.Popen(MODULE, stdin=subprocess.DEVNULL, stdout=stdout)
+        try:
+            file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{process.pid}.json"
+            wait_for("the last line", lambda: "Connection file" in out.read_text())
+            info = json.loads(file.read_text())
+            text = out.read_text()
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            assert "curve_secretkey" not in info
+            assert info["curve_publickey"] in text
+            assert f"--existing {file.name}" in text
+            assert str(file) in text
+            assert {read_mechanism(endpoint(info, channel)) for channel in CHANNELS} == {"CURVE"}
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def test_variable_without_a_file(tmp_path, keys):
+    file = tmp_path / "new folder" / "kernel.json"
+    env = {VARIABLE: keys.secret_key.decode()}
+    with headless(file=file, env=env) as (_, info), client_of(info, keys) as client:
+        assert info["curve_publickey"] == keys.public_key.decode()
+        assert keys.secret_key.decode() not in file.read_text()
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        assert run_code(client, "1 + 1") == ("ok", "2")
+        client.shutdown()
+        wait_for("the kernel to clean up", lambda: not file.exists())
+
+
+def test_one_log_line_names_the_key_and_none_warns(tmp_path, keys):
+    file = tmp_path / "kernel.json"
+    command = [*MODULE, "-f", str(file), "--debug"]
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    err = tmp_path / "err"
+    with err.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            wait_for("the log line", lambda: keys.public_key.decode() in err.read_text())
+            time.sleep(0.5)
+        finally:
+            process.terminate()
+            process.wait(10)
+    log = err.read_text()
+    assert [keys.public_key.decode() in line for line in log.splitlines()].count(True) == 1
+    assert "WARNING" not in log
+    assert "plain text" not in log
+    assert keys.secret_key.decode() not in log
+
+
+def test_every_port_the_system_knows_of_speaks_curve(kernel):
+    process, info, client = kernel
+    run_code(client, FORK)
+    ports = listening_ports(process.pid)
+    assert {info[f"{channel}_port"] for channel in CHANNELS} < ports
+    assert len(ports) == 6
+    assert {read_mechanism(f"tcp://127.0.0.1:{port}") for port in ports} == {"CURVE"}
+
+
+def test_what_forked_children_print_arrives(kernel):
+    _, _, client = kernel
+    status, text = run_code(client, FORK)
+    assert status == "ok"
+    assert all(line in text for line in FORK_SAYS), text
+
+
+def test_what_a_stranger_sends_is_neither_printed_nor_obeyed(kernel, keys):
+    process, _, client = kernel
+    marker = b"stranger-was-here"
+    ports = sorted(listening_ports(process.pid))
+    with zmq.Context() as context:
+        senders = []
+        for port in ports:
+            for kind in (zmq.PUSH, zmq.DEALER, zmq.REQ, zmq.PUB):
+                plain = context.socket(kind)
+                wrong = curve_socket(context, kind, KeyPair.generate().public_key)
+                for sender in (plain, wrong):
+                    sender.linger = 0
+                    sender.connect(f"tcp://127.0.0.1:{port}")
+                    senders.append(sender)
+            # The pipe does not even take the kernel's own server key.
+            pushing = curve_socket(context, zmq.PUSH, keys.public_key)
+            pushing.connect(f"tcp://127.0.0.1:{port}")
+            senders.append(pushing)
+            with socket.create_connection(("127.0.0.1", port)) as raw:
+                raw.sendall(marker * 100)
+        for _ in range(5):
+            for sender in senders:
+                with contextlib.suppress(zmq.ZMQError):
+                    sender.send(marker, zmq.NOBLOCK)
+            time.sleep(0.1)
+        status, text = run_code(client, "import time, sys; time.sleep(1); print('still here')")
+        assert (status, text) == ("ok", "still here\n")
+        for sender in senders:
+            sender.close()
+
+
+def test_eavesdroppers_get_nothing(kernel, keys):
+    _, info, client = kernel
+    with zmq.Context() as context:
+        plain = context.socket(zmq.SUB)
+        wrong = curve_socket(context, zmq.SUB, KeyPair.generate().public_key)
+        right = curve_socket(context, zmq.SUB, keys.public_key)
+        for subscriber in (plain, wrong, right):
+            subscriber.linger = 0
+            subscriber.subscribe(b"")
+            subscriber.connect(endpoint(info, "iopub"))
+        time.sleep(1)
+        for n in range(3):
+            assert run_code(client, f"print('secret-{n}')")[0] == "ok"
+        assert right.poll(5000), "the test itself sees nothing"
+        assert not plain.poll(500)
+        assert not wrong.poll(500)
+        for subscriber in (plain, wrong, right):
+            subscriber.close()
+
+
+def test_ipc(tmp_path, keys):
+    file = tmp_path / "kernel.json"
+    info = connection_info(**both_keys(keys)) | {"transport": "ipc", "ip": str(tmp_path / "socket")}
+    file.write_text(json.dumps(info))
+    with headless(file=file) as (process, info), client_of(info, keys) as client:
+        assert {read_mechanism(endpoint(info, channel)) for channel in CHANNELS} == {"CURVE"}
+        status, text = run_code(client, FORK)
+        assert status == "ok"
+        assert all(line in text for line in FORK_SAYS), text
+        assert len(listening_ports(process.pid)) == 1
+
+
+def test_the_secret_leaves_the_application_once_the_ports_are_bound(kernel, keys):
+    _, _, client = kernel
+    code = """
+    import gc
+    app = get_ipython().kernel.parent
+    print([name for name, value in app.trait_values().items() if value == SECRET],
+          app.get_connection_info(), app._keys, vars(app.heartbeat))
+    """
+    status, text = run_code(client, code.replace("SECRET", repr(keys.secret_key)))
+    assert status == "ok"
+    assert text.startswith("[] ")
+    assert keys.secret_key.decode() not in text
+
+
+def test_debugger_requests_are_answered(kernel):
+    _, _, client = kernel
+    message = client.session.msg(
+        "debug_request",
+        {
+            "type": "request",
+            "seq": 1,
+            "command": "initialize",
+            "arguments": {"clientID": "test", "adapterID": "", "pathFormat": "path"},
+        },
+    )
+    client.control_channel.send(message)
+    reply = client.get_control_msg(timeout=20)
+    while reply["msg_type"] != "debug_reply":
+        reply = client.get_control_msg(timeout=20)
+    assert reply["content"]["success"] is True
+
+
+def test_user_folder_does_not_shadow_modules(tmp_path, keys):
+    (tmp_path / "random.py").write_text("raise SystemExit('shadowed')")
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    with headless(file=file, cwd=tmp_path) as (_, info), client_of(info, keys) as client:
+        assert run_code(client, "print('fine')") == ("ok", "fine\n")
+
+
+def test_version_and_help():
+    for option, words in (
+        ("--version", "0."),
+        ("--help", "curve_kernel install"),
+        ("--help-all", "CurveKernelApp"),
+    ):
+        done = subprocess.run([*MODULE, option], capture_output=True, text=True, timeout=30, check=True)
+        assert words in done.stdout

@@ -1,0 +1,282 @@
+"""The provisioner under unmodified managers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import uuid
+import venv
+from pathlib import Path
+
+import ipykernel
+import psutil
+import pytest
+from jupyter_client import AsyncKernelManager, KernelManager
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.kernelspec import NoSuchKernel
+from support import CHANNELS, listening_ports, run_code, wait_for
+
+import curve_kernel
+from curve_kernel.wire import read_mechanism
+
+
+def write_spec(name: str, *, python: str = sys.executable, module: str = "curve_kernel", **config):
+    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name
+    folder.mkdir(parents=True)
+    metadata = {
+        "supported_encryption": ["curve"],
+        "kernel_provisioner": {"provisioner_name": "curve-provisioner", "config": config},
+    }
+    spec = {
+        "argv": [python, "-m", module, "-f", "{connection_file}"],
+        "display_name": name,
+        "language": "python",
+        "metadata": metadata,
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    return name
+
+
+@contextlib.contextmanager
+def started(name: str, **kwargs):
+    file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"{uuid.uuid4()}.json"
+    km = KernelManager(kernel_name=name, connection_file=str(file))
+    km.start_kernel(**kwargs)
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        yield km, client
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
+
+
+def check_encrypted(km, *, ports: int = 6) -> None:
+    for channel in CHANNELS:
+        assert read_mechanism(km._make_url(channel)) == "CURVE"
+    assert {
+        read_mechanism(f"tcp://127.0.0.1:{port}") for port in listening_ports(km.provisioner.pid)
+    } == {"CURVE"}
+    assert len(listening_ports(km.provisioner.pid)) == ports
+
+
+def files_holding(secret: bytes) -> list[Path]:
+    found = []
+    for path in Path(os.environ["HOME"]).rglob("*"):
+        if path.is_file() and secret in path.read_bytes():
+            found.append(path)
+    return found
+
+
+def test_installed_kernelspec_start_restart_interrupt_shutdown():
+    with started("python3-curve") as (km, client):
+        check_encrypted(km)
+        secret, file = km.curve_secretkey, Path(km.connection_file)
+        info = json.loads(file.read_text())
+        assert info["curve_publickey"] == km.curve_publickey.decode()
+        assert "curve_secretkey" not in info
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert files_holding(secret) == []
+        assert b"JUPYTER_CURVE" not in Path(f"/proc/{km.provisioner.pid}/environ").read_bytes()
+
+        assert run_code(client, "x = 1; x") == ("ok", "1")
+        request = client.execute("import time\nfor n in range(100): time.sleep(0.1)")
+        time.sleep(1)
+        km.interrupt_kernel()
+        reply = client._recv_reply(request, timeout=10)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+
+        for now in (False, True):
+            before = km.provisioner.pid
+            km.restart_kernel(now=now)
+            client.wait_for_ready(timeout=30)
+            assert km.provisioner.pid != before
+            assert km.curve_secretkey == secret
+            assert run_code(client, "'x' in globals()") == ("ok", "False")
+            check_encrypted(km)
+            assert json.loads(file.read_text())["curve_publickey"] == km.curve_publickey.decode()
+            assert files_holding(secret) == []
+        pid = km.provisioner.pid
+        client.stop_channels()
+        km.shutdown_kernel()
+        assert not psutil.pid_exists(pid)
+        assert not file.exists()
+
+    with started("python3-curve") as (km, _):
+        assert km.curve_secretkey != secret
+
+
+def test_new_ports_on_restart():
+    with started("python3-curve") as (km, client):
+        client.stop_channels()
+        km.restart_kernel(newports=True)
+        again = km.client()
+        again.start_channels()
+        again.wait_for_ready(timeout=30)
+        assert run_code(again, "3 + 3") == ("ok", "6")
+        assert files_holding(km.curve_secretkey) == []
+        again.stop_channels()
+
+
+def test_async_manager_and_several_kernels_at_once():
+    async def one() -> tuple[bytes, str]:
+        km = AsyncKernelManager(kernel_name="python3-curve")
+        await km.start_kernel()
+        client = km.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=60)
+            texts = []
+            await client.execute_interactive(
+                "print(21 * 2)",
+                timeout=30,
+                output_hook=lambda m: texts.append(m["content"].get("text", "")),
+            )
+            await km.restart_kernel()
+            await client.wait_for_ready(timeout=60)
+            assert "curve_secretkey" not in json.loads(Path(km.connection_file).read_text())
+            return km.curve_secretkey, "".join(texts)
+        finally:
+            client.stop_channels()
+            await km.shutdown_kernel(now=True)
+
+    async def all_of_them():
+        return await asyncio.gather(*(one() for _ in range(4)))
+
+    results = asyncio.run(all_of_them())
+    assert {text for _, text in results} == {"42\n"}
+    assert len({secret for secret, _ in results}) == 4
+
+
+def test_autorestart_after_sigkill_keeps_the_keys():
+    async def run() -> None:
+        km = AsyncIOLoopKernelManager(kernel_name="python3-curve")
+        await km.start_kernel()
+        client = km.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=30)
+            secret, pid = km.curve_secretkey, km.provisioner.pid
+            os.kill(pid, signal.SIGKILL)
+            for _ in range(200):
+                await asyncio.sleep(0.1)
+                if km.provisioner.pid not in (None, pid):
+                    break
+            await client.wait_for_ready(timeout=30)
+            reply = await client.execute("1", reply=True, timeout=20)
+            assert reply["content"]["status"] == "ok"
+            assert km.curve_secretkey == secret
+            assert await km.is_alive()
+            check_encrypted(km)
+        finally:
+            client.stop_channels()
+            await km.shutdown_kernel(now=True)
+
+    asyncio.run(run())
+
+
+def test_file_mode_with_this_kernel_restart_included():
+    name = write_spec("in-file", key_distribution="file")
+    with started(name) as (km, client):
+        check_encrypted(km)
+        secret = km.curve_secretkey
+        assert files_holding(secret) == [Path(km.connection_file)]
+        assert json.loads(Path(km.connection_file).read_text())["curve_secretkey"] == secret.decode()
+        km.restart_kernel()
+        client.wait_for_ready(timeout=30)
+        assert km.curve_secretkey == secret
+        assert run_code(client, "5") == ("ok", "5")
+
+
+def test_file_mode_encrypts_stock_ipykernel():
+    if ipykernel.version_info < (7, 3):
+        pytest.skip("this ipykernel has no CURVE support of its own")
+    name = write_spec("stock", module="ipykernel_launcher", key_distribution="file")
+    with started(name) as (km, client):
+        for channel in CHANNELS:
+            assert read_mechanism(km._make_url(channel)) == "CURVE"
+        assert run_code(client, "print('stock')") == ("ok", "stock\n")
+        km.restart_kernel()
+        client.wait_for_ready(timeout=30)
+        assert run_code(client, "print('again')") == ("ok", "again\n")
+
+
+def test_manager_and_kernel_in_different_environments(tmp_path):
+    # The kernel's Python is another one, with its own prefix and only a path to the packages.
+    other = tmp_path / "other"
+    venv.create(other, symlinks=True)
+    site = next((other / "lib").glob("python*")) / "site-packages"
+    paths = {str(Path(module.__file__).parent.parent) for module in (curve_kernel, ipykernel)}
+    (site / "packages.pth").write_text("\n".join(paths))
+    name = write_spec("elsewhere", python=str(other / "bin" / "python"))
+    with started(name) as (km, client):
+        assert run_code(client, "import sys; print(sys.prefix)") == ("ok", f"{other}\n")
+        check_encrypted(km)
+
+
+def test_a_secret_in_the_servers_own_environment_is_not_handed_down(monkeypatch):
+    monkeypatch.setenv("JUPYTER_CURVE_SECRETKEY", "JTKVSB%%)wK0E.X)V>+}o?pNmC{O&4W4b!Ni{Lh6")
+    monkeypatch.setenv("JUPYTER_CURVE_SECRETKEY_FILE", "/nowhere")
+    with started("python3-curve") as (km, client):
+        assert run_code(client, "1") == ("ok", "1")
+        assert km.curve_secretkey != os.environ["JUPYTER_CURVE_SECRETKEY"].encode()
+
+
+def test_a_server_that_asks_for_encryption_itself_gets_it():
+    km = KernelManager(kernel_name="python3-curve", transport_encryption="required")
+    km.start_kernel()
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        check_encrypted(km)
+        assert files_holding(km.curve_secretkey) == []
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
+
+
+def test_ipc_kernel():
+    # A path in the runtime folder: a socket's name has 107 characters at most.
+    with contextlib.ExitStack() as stack:
+        folder = Path(subprocess.check_output(["mktemp", "-d", "-p", "/tmp"], text=True).strip())
+        stack.callback(lambda: subprocess.run(["rm", "-r", str(folder)], check=True))
+        km = KernelManager(kernel_name="python3-curve", transport="ipc", ip=str(folder / "k"))
+        km.start_kernel()
+        client = km.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=30)
+            assert {read_mechanism(km._make_url(channel)) for channel in CHANNELS} == {"CURVE"}
+            assert run_code(client, "7") == ("ok", "7")
+        finally:
+            client.stop_channels()
+            km.shutdown_kernel(now=True)
+
+
+def test_the_kernel_ends_with_its_manager():
+    code = (
+        "import jupyter_client, os\n"
+        "km = jupyter_client.KernelManager(kernel_name='python3-curve')\n"
+        "km.start_kernel(); kc = km.client(); kc.start_channels(); kc.wait_for_ready(timeout=30)\n"
+        "print(km.provisioner.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    pid = int(done.stdout)
+    wait_for("the kernel to end", lambda: not psutil.pid_exists(pid))
+
+
+def test_unknown_kernel_name_is_upstreams_error():
+    with pytest.raises(NoSuchKernel):
+        KernelManager(kernel_name="no-such-curve").start_kernel()
