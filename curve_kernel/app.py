@@ -29,12 +29,14 @@ from ipykernel.heartbeat import Heartbeat
 from ipykernel.iostream import IOPubThread
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.connect import KernelConnectionInfo
-from traitlets import Dict, TraitError, Unicode
+from traitlets import CaselessStrEnum, Dict, TraitError, Unicode, default
 from traitlets.utils import filefind
 from zmq.eventloop.zmqstream import ZMQStream
 
 from . import __version__, connection_file, keys, sockets
+from .authorization import AuditLog, ClientAuthenticator, HandshakeMonitor
 from .errors import CurveKernelError, fail
+from .identity import AuthorizedClients, curve_folder
 from .keys import EnvironmentSecret, KeyPair
 
 __all__ = ["CurveKernelApp", "main"]
@@ -46,15 +48,20 @@ _BIND_HINT = "give every channel a free port and the kernel an address of this m
 class CurveHeartbeat(Heartbeat):
     """A heartbeat whose socket is a CURVE server, natively so only since ipykernel 7.3."""
 
-    def __init__(self, *args: Any, keys: KeyPair, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, keys: KeyPair, monitor: HandshakeMonitor | None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._keys: KeyPair | None = keys
+        self._monitor = monitor
         self._bound = threading.Event()
         self._error: zmq.ZMQError | None = None
 
     def _bind_socket(self) -> None:
         assert self._keys is not None
         sockets.make_server(self.socket, self._keys)
+        if self._monitor is not None:
+            self._monitor.watch(self.socket, "hb")
         super()._bind_socket()
         self._curve_secretkey = self._keys = None
         self._bound.set()
@@ -157,12 +164,37 @@ class CurveKernelApp(IPKernelApp):
                 "curve_kernel.cli.install.InstallApp",
                 "install the kernelspec: Python 3 (CurveZMQ)",
             ),
+            "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
+            "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
+            "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
+            "clients": ("curve_kernel.cli.clients.ClientsApp", "show who may connect"),
+            "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
+            "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
         }
+    )
+
+    client_authorization = CaselessStrEnum(
+        ["any", "allowlist"],
+        default_value="any",
+        config=True,
+        help="""Who may connect: 'any' lets in whoever knows the server key, 'allowlist' only the
+        holder of the kernel's own secret key and the clients listed in authorized_clients.""",
+    )
+    authorized_clients = Unicode(
+        config=True,
+        help="""The folder that lists the clients, in owners/NAME.key and viewers/NAME.key
+        [default: curve in Jupyter's configuration folder].""",
     )
 
     _keys: KeyPair | None = None
     _environment: EnvironmentSecret
+    _authenticator: ClientAuthenticator | None = None
+    _monitor: HandshakeMonitor | None = None
     server_key: bytes = b""
+
+    @default("authorized_clients")
+    def _default_authorized_clients(self) -> str:
+        return str(curve_folder())
 
     def initialize(self, argv: list[str] | None = None) -> None:
         """Initialize the kernel, or leave with an error, a hint and status 1."""
@@ -199,6 +231,11 @@ class CurveKernelApp(IPKernelApp):
             atexit.register(self.cleanup_connection_file)
         else:
             self._load_connection_info(cast(KernelConnectionInfo, info))
+        if self.client_authorization == "any" and not self.session.key:
+            raise CurveKernelError(
+                "messages are not signed and any client may connect",
+                "use --CurveKernelApp.client_authorization=allowlist, or a connection file with a key",
+            )
         self.server_key = self._keys.public_key
         # Upstream's own names for the pair: since 7.3 they keep its plaintext warning away. They are
         # emptied as soon as every socket is bound.
@@ -229,7 +266,33 @@ class CurveKernelApp(IPKernelApp):
     def init_sockets(self) -> None:
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         self._check_addresses()
+        self._authorized = AuthorizedClients(Path(self.authorized_clients), self.log.warning)
+        if self.client_authorization == "allowlist":
+            self._authorized.check()
         super().init_sockets()
+
+    def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
+        """Start answering ZAP requests and watching handshakes, before the first port opens."""
+        audit = AuditLog(self.log)
+        self._authenticator = ClientAuthenticator(
+            context,
+            self.server_key,
+            self._authorized,
+            anybody=self.client_authorization == "any",
+            audit=audit,
+        )
+        self._authenticator.start()
+        self._monitor = HandshakeMonitor(context, audit)
+        self._monitor.start()
+        return self._monitor
+
+    def close(self) -> None:
+        """Stop letting clients in, then close the sockets."""
+        if self._monitor is not None:
+            self._monitor.stop()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        super().close()
 
     def _check_addresses(self) -> None:
         # A socket that is bound but does not listen opens no port, so a conflict on the last channel is
@@ -270,11 +333,14 @@ class CurveKernelApp(IPKernelApp):
         """Make *s* a CURVE server and bind it; upstream calls this for every channel but hb."""
         assert self._keys is not None
         channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
-        sockets.make_server(s, self._keys)
+        monitor = self._monitor or self._start_authorization(s.context)
+        sockets.make_server(s, self._keys, zap_domain=channel)
+        monitor.watch(s, channel)
         try:
             return int(super()._bind_socket(s, port))
         except zmq.ZMQError as error:
             # An open socket would keep the context from ending at exit.
+            monitor.stop()
             s.close(linger=0)
             raise self._bind_error(channel, port, error) from None
 
@@ -293,7 +359,9 @@ class CurveKernelApp(IPKernelApp):
     def init_heartbeat(self) -> None:
         """Start the heart beating, and make sure that it does."""
         assert self._keys is not None
-        with _in_place_of_upstream(Heartbeat=partial(CurveHeartbeat, keys=self._keys)):
+        with _in_place_of_upstream(
+            Heartbeat=partial(CurveHeartbeat, keys=self._keys, monitor=self._monitor)
+        ):
             super().init_heartbeat()
         self._check_iopub_pipe_and_heartbeat()
         heartbeat = cast(CurveHeartbeat, self.heartbeat)

@@ -16,8 +16,12 @@ from .keys import KeyPair
 __all__ = ["client_defaults", "make_client", "make_server"]
 
 
-def make_server(socket: zmq.Socket[Any], keys: KeyPair) -> None:
+def make_server(socket: zmq.Socket[Any], keys: KeyPair, zap_domain: str = "") -> None:
     """Make *socket* a CURVE server before it binds.
+
+    With a ZAP domain, each handshake is put to the ZAP handler of the socket's context, and none
+    succeeds while there is no handler (ZAP_ENFORCE_DOMAIN; without it libzmq would let everybody in).
+    Without one, knowing the server key is enough.
 
     Parameters
     ----------
@@ -25,10 +29,15 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair) -> None:
         A socket that is not bound yet.
     keys : KeyPair
         The server key pair.
+    zap_domain : str
+        The channel's name, for the authenticator.
     """
     socket.curve_secretkey = keys.secret_key
     socket.curve_publickey = keys.public_key
     socket.curve_server = True
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    if zap_domain:
+        socket.zap_domain = zap_domain.encode()
 
 
 def make_client(socket: zmq.Socket[Any], keys: KeyPair, server_key: bytes) -> None:

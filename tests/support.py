@@ -69,9 +69,7 @@ def headless(
         env={**os.environ, **(env or {})},
         text=True,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **popen,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
     )
     try:
         if file is None:

@@ -27,6 +27,13 @@ plt.figure(figsize=(5, 2.4))
 plt.contour(x, y, y**2 - x**3 + x - 1, [0], colors='#0f9d8a')
 plt.title('the curve'); plt.show()"""
 
+FORK = """import os
+pid = os.fork()
+if not pid:
+    print('child says hi', flush=True)
+    os._exit(0)
+os.waitpid(pid, 0);"""
+
 
 def kernel_pids() -> list[int]:
     return [
@@ -67,10 +74,7 @@ def test_lab(tmp_path):
             assert {info[f"{channel}_port"] for channel in CHANNELS} < ports
             assert {read_mechanism(f"tcp://127.0.0.1:{port}") for port in ports} == {"CURVE"}
             lab.screenshot("jupyterlab")
-            lab.run(
-                "import os\npid = os.fork()\nif not pid:\n    print('child says hi', flush=True)\n    os._exit(0)\nos.waitpid(pid, 0);",
-                "child says hi",
-            )
+            lab.run(FORK, "child says hi")
 
             cell = lab.run("name = input('Who? '); print('hello', name)")
             cell.locator(".jp-Stdin-input").fill("Ada")

@@ -25,6 +25,9 @@ class Command(Application):
     """
 
     summary = ""
+    passes_on = False
+    """Whether options that it does not know are left in ``rest``."""
+    rest: list[str]
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add this command's options to *parser*."""
@@ -48,7 +51,9 @@ class Command(Application):
         """Parse the words after the command's name."""
         parser = _Parser(prog=f"python -m curve_kernel {self.name}", description=self.summary)
         self.add_arguments(parser)
-        self._options = parser.parse_args(argv)
+        self._options, self.rest = parser.parse_known_args(argv)
+        if self.rest and not self.passes_on:
+            parser.error(f"unrecognized arguments: {' '.join(self.rest)}")
 
     def start(self) -> None:
         """Run the command, and leave with its exit status."""

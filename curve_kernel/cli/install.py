@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ipykernel.kernelbase import Kernel
-from ipykernel.kernelspec import make_ipkernel_cmd
 from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.utils.importstring import import_item
 
@@ -42,7 +41,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
         If the kernel class can't be imported or is none.
     """
     spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
-    arguments = []
+    arguments = [f"--CurveKernelApp.client_authorization={options.client_authorization}"]
     if options.profile:
         arguments += ["--profile", options.profile]
         spec["display_name"] = f"Python 3 (CurveZMQ) [profile={options.profile}]"
@@ -54,11 +53,12 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
         spec["display_name"] = f"{language.capitalize()} (CurveZMQ)"
         # debugpy belongs to Python; a kernel that wraps another language says otherwise itself.
         spec["metadata"]["debugger"] = language == "python"
-    spec["argv"] = make_ipkernel_cmd(
-        "curve_kernel", extra_arguments=arguments, python_arguments=spec["argv"][1:-4]
-    )
+    end = spec["argv"].index("{connection_file}") + 1
+    spec["argv"] = [sys.executable, *spec["argv"][1:end], *arguments]
     if options.no_provisioner:
         del spec["metadata"]["kernel_provisioner"]
+    elif options.no_message_signing:
+        spec["metadata"]["kernel_provisioner"]["config"]["message_signing"] = False
     if options.env:
         spec["env"] = dict(options.env)
     if options.display_name:
@@ -120,6 +120,18 @@ class InstallApp(Command):
             " the kernelspec's name is then LANGUAGE-curve by default",
         )
         parser.add_argument(
+            "--client-authorization",
+            metavar="MODE",
+            choices=["any", "allowlist"],
+            default="allowlist",
+            help="who may connect: allowlist (the default), or any client that has the connection file",
+        )
+        parser.add_argument(
+            "--no-message-signing",
+            action="store_true",
+            help="leave the HMAC key empty: every connection is authenticated already",
+        )
+        parser.add_argument(
             "--no-provisioner",
             action="store_true",
             help="do not name curve-provisioner: the front end has to provide the keys,"
@@ -132,6 +144,16 @@ class InstallApp(Command):
             raise CurveKernelError(
                 "a secret key does not belong into a kernelspec, which others can read",
                 "leave it out: the launcher makes a new key pair at every start",
+            )
+        if options.no_message_signing and options.client_authorization == "any":
+            raise CurveKernelError(
+                "a kernel with neither message signing nor an allowlist refuses to start",
+                "leave out one of --no-message-signing and --client-authorization any",
+            )
+        if options.no_message_signing and options.no_provisioner:
+            raise CurveKernelError(
+                "without the provisioner, message signing is up to the front end",
+                "leave out one of --no-message-signing and --no-provisioner",
             )
         spec = kernel_spec(options)
         name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)

@@ -1,0 +1,234 @@
+"""``keygen``, ``authorize``, ``revoke``, ``clients``: who may connect."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from ..errors import CurveKernelError
+from ..identity import (
+    ROLES,
+    AuthorizedClients,
+    check_name,
+    curve_folder,
+    load_identity,
+    make_folder,
+    read_certificate,
+    write_certificate,
+)
+from ..keys import KeyPair, require_curve
+from . import Command
+
+__all__ = ["AuthorizeApp", "ClientsApp", "KeygenApp", "RevokeApp", "make_identity"]
+
+
+def make_identity(*, force: bool = False) -> KeyPair:
+    """Make this user's client key pair, and list it as an owner.
+
+    Parameters
+    ----------
+    force : bool
+        Replace a pair that exists.
+
+    Returns
+    -------
+    KeyPair
+
+    Raises
+    ------
+    CurveKernelError
+        If there is a pair already, or the folder can't be written.
+    """
+    require_curve()
+    folder = curve_folder()
+    path = folder / "identity.key_secret"
+    owner = folder / ROLES["owner"] / f"{_own_name()}.key"
+    if not force and os.path.lexists(path):
+        raise CurveKernelError(
+            f"you have a key pair already: {path}",
+            "use it, or replace it with --force; then nobody who authorized the old one knows you",
+        )
+    if not force and os.path.lexists(owner):
+        raise CurveKernelError(
+            f"an owner has your name already: {owner}",
+            f"look who it is, and revoke {_own_name()} or replace it with --force",
+        )
+    pair = KeyPair.generate()
+    try:
+        make_folder(owner.parent)
+        write_certificate(path, pair.public_key, pair.secret_key)
+        write_certificate(folder / "identity.key", pair.public_key)
+        write_certificate(owner, pair.public_key)
+    except OSError as error:
+        raise _not_written(error) from None
+    return pair
+
+
+def _own_name() -> str:
+    try:
+        return check_name(getpass.getuser())
+    except (CurveKernelError, KeyError, OSError):
+        return "me"
+
+
+def _not_written(error: OSError) -> CurveKernelError:
+    return CurveKernelError(
+        f"{error.filename or curve_folder()} can't be written: {error.strerror}",
+        "make Jupyter's configuration folder yours; `jupyter --paths` shows where it is",
+    )
+
+
+def _files_of(name: str) -> list[Path]:
+    paths = [curve_folder() / folder / f"{name}.key" for folder in ROLES.values()]
+    return [path for path in paths if os.path.lexists(path)]
+
+
+class KeygenApp(Command):
+    """Makes this user's client key pair."""
+
+    name = "keygen"
+    summary = "Make your own client key pair, and list it as an owner of your kernels."
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add --force."""
+        parser.add_argument("--force", action="store_true", help="replace the pair that you have")
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Make the pair, and say where it is."""
+        make_identity(force=options.force)
+        certificate = shlex.quote(str(curve_folder() / "identity.key"))
+        print(f"Your key pair is made, and you are an owner of your kernels as {_own_name()}.")  # noqa: T201
+        print(f"Give others your public certificate: {certificate}")  # noqa: T201
+
+
+class AuthorizeApp(Command):
+    """Lists a client."""
+
+    name = "authorize"
+    summary = """List a client by its public certificate, so that it may connect to your kernels. Takes
+        effect at the next handshake, with no restart."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the certificate, the name and the role."""
+        parser.add_argument(
+            "certificate",
+            metavar="CERTIFICATE",
+            help="the client's identity.key, or - for standard input",
+        )
+        parser.add_argument(
+            "--name", required=True, help="what to call the client, here and in the log"
+        )
+        parser.add_argument(
+            "--role",
+            choices=list(ROLES),
+            default="viewer",
+            help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
+        )
+        parser.add_argument("--force", action="store_true", help="replace a client of that name")
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Write the certificate into the role's folder."""
+        name = check_name(options.name)
+        public_key, secret_key = self._read(options.certificate)
+        if secret_key is not None:
+            raise CurveKernelError(
+                f"certificate {options.certificate} holds a secret key, which must stay with its owner",
+                "take the public certificate beside it: identity.key",
+            )
+        folder = curve_folder()
+        target = folder / ROLES[options.role] / f"{name}.key"
+        existing = _files_of(name)
+        if existing and not options.force and not self._same(existing, public_key):
+            raise CurveKernelError(
+                f"there is another client {name} already: {existing[0]}",
+                "choose another --name, or replace it with --force",
+            )
+        listed = AuthorizedClients(folder, lambda _: None).find(public_key)
+        if listed is not None and listed.name != name:
+            raise CurveKernelError(
+                f"that key is listed already, as {listed.role} {listed.name}",
+                f"use that name, or: python -m curve_kernel revoke {listed.name}",
+            )
+        try:
+            make_folder(target.parent)
+            write_certificate(target, public_key)
+            # A change of role: never listed in none or, for longer than this, in both.
+            for path in existing:
+                if path != target:
+                    path.unlink()
+        except OSError as error:
+            raise _not_written(error) from None
+        print(f"{name} is {options.role} of your kernels now: {shlex.quote(str(target))}")  # noqa: T201
+
+    @staticmethod
+    def _same(existing: list[Path], public_key: bytes) -> bool:
+        try:
+            return all(read_certificate(path)[0] == public_key for path in existing)
+        except CurveKernelError:
+            return False
+
+    @staticmethod
+    def _read(certificate: str) -> tuple[bytes, bytes | None]:
+        if certificate != "-":
+            return read_certificate(Path(certificate))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "standard input"
+            path.write_bytes(sys.stdin.buffer.read(1 << 16))
+            try:
+                return read_certificate(path)
+            except CurveKernelError as error:
+                message = error.message.replace(str(path), "on standard input")
+                raise CurveKernelError(message, error.hint) from None
+
+
+class RevokeApp(Command):
+    """Takes a client off the list."""
+
+    name = "revoke"
+    summary = """Take a client off the list. It can't connect any more; a connection that already stands
+        goes on until its kernel or its client ends it."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the name."""
+        parser.add_argument("client", metavar="NAME", help="as `clients` shows it")
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Remove the certificate."""
+        name = options.client
+        paths = _files_of(name) if "/" not in name else []
+        if not paths:
+            raise CurveKernelError(
+                f"there is no client {name!r}", "see who there is: python -m curve_kernel clients"
+            )
+        try:
+            for path in paths:
+                path.unlink()
+        except OSError as error:
+            raise _not_written(error) from None
+        print(  # noqa: T201
+            f"{name} can't connect any more. A connection that stands already goes on:"
+            " restart the kernel to end it."
+        )
+
+
+class ClientsApp(Command):
+    """Shows who may connect."""
+
+    name = "clients"
+    summary = "Show who may connect to your kernels, and as what."
+
+    def run(self, options: argparse.Namespace) -> None:  # noqa: ARG002
+        """Print one line for each client."""
+        own = load_identity()
+        clients = list(AuthorizedClients(curve_folder(), lambda text: print(text, file=sys.stderr)))  # noqa: T201
+        width = max((len(client.name) for client in clients), default=0)
+        for client in clients:
+            you = "  (you)" if own and client.public_key == own.public_key else ""
+            print(f"{client.name:<{width}}  {client.role:<6}  {client.public_key.decode()}{you}")  # noqa: T201
+        if not clients:
+            print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201

@@ -1,0 +1,272 @@
+"""Key files: this user's own key pair, and the clients that may connect.
+
+They live in the folder ``curve`` of Jupyter's configuration folder, in pyzmq's certificate format::
+
+    identity.key         this user's client public key
+    identity.key_secret  the secret key that belongs to it, mode 0600
+    owners/NAME.key      clients that may use every channel
+    viewers/NAME.key     clients that may use iopub and hb only
+
+The folder is the role: ``ls`` shows who may do what.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_core.paths import jupyter_config_dir
+from zmq.auth import load_certificate
+
+from . import files, keys
+from .errors import CurveKernelError
+from .keys import KeyPair
+
+__all__ = [
+    "MANAGER",
+    "ROLES",
+    "AuthorizedClients",
+    "Client",
+    "check_name",
+    "curve_folder",
+    "load_identity",
+    "make_folder",
+    "read_certificate",
+    "write_certificate",
+]
+
+ROLES = {"owner": "owners", "viewer": "viewers"}
+"""Role to the name of its folder."""
+
+MANAGER = "manager"
+"""The name of whoever holds the kernel's own secret key."""
+
+_NAME = re.compile(r"[\w][\w.@+-]{0,63}", re.ASCII)
+_OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def curve_folder() -> Path:
+    """Return the folder of this user's key files, which need not exist."""
+    return Path(jupyter_config_dir()) / "curve"
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* and its parents, with mode 0700 where they are new."""
+    for path in [*reversed(folder.parents), folder]:
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_name(name: str) -> str:
+    """Return *name* if it can be a client's name.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be the name of a file and of a line in a log, or is the manager's.
+    """
+    if not _NAME.fullmatch(name) or name == MANAGER:
+        raise CurveKernelError(
+            f"{name!r} can't be the name of a client",
+            f"use up to 64 letters, digits and . _ @ + - with a letter or digit first, not {MANAGER}",
+        )
+    return name
+
+
+def read_certificate(path: Path) -> tuple[bytes, bytes | None]:
+    """Return public key and secret key, if it has one, of the certificate file at *path*.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read or holds no key. The message never quotes the file.
+    """
+    hint = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
+    try:
+        files.read(path)
+        public_key, secret_key = load_certificate(path)
+    except OSError as error:
+        reason = error.strerror or "it is missing"
+        raise CurveKernelError(f"certificate {path} can't be read: {reason}", hint) from None
+    except (ValueError, IndexError):
+        raise CurveKernelError(f"certificate {path} holds no public key", hint) from None
+    public_key = keys.parse(public_key, f"public-key in certificate {path}")
+    if secret_key is not None:
+        secret_key = keys.parse(secret_key, f"secret-key in certificate {path}")
+        if KeyPair.from_secret(secret_key).public_key != public_key:
+            raise CurveKernelError(f"the two keys in certificate {path} are not a pair", hint)
+    return public_key, secret_key
+
+
+def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = None) -> None:
+    """Write a certificate in pyzmq's format, atomically, with mode 0600 if it holds a secret key.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in a folder that exists.
+    public_key, secret_key : bytes
+        The keys, 40 bytes of Z85 each.
+
+    Raises
+    ------
+    OSError
+        If the folder can't be written.
+    """
+    kind = "Public" if secret_key is None else "**Secret**"
+    lines = [f"#   ZeroMQ CURVE {kind} Certificate, written by curve_kernel"]
+    if secret_key is not None:
+        lines.append("#   DO NOT PROVIDE THIS FILE TO OTHER USERS nor change its permissions.")
+    lines += ["", "metadata", "curve", f'    public-key = "{public_key.decode()}"']
+    if secret_key is not None:
+        lines.append(f'    secret-key = "{secret_key.decode()}"')
+    mode = 0o644 if secret_key is None else 0o600
+    files.replace(path, ("\n".join(lines) + "\n").encode(), mode)
+
+
+def load_identity(folder: Path | None = None) -> KeyPair | None:
+    """Return this user's client key pair, or None if there is none yet.
+
+    Raises
+    ------
+    CurveKernelError
+        If the file can't be read, is no certificate with both keys, or can be read by others.
+    """
+    path = (folder or curve_folder()) / "identity.key_secret"
+    if not os.path.lexists(path):
+        return None
+    public_key, secret_key = read_certificate(path)
+    if secret_key is None:
+        raise CurveKernelError(
+            f"certificate {path} holds no secret key",
+            "make a new identity: python -m curve_kernel keygen --force",
+        )
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise CurveKernelError(
+            f"certificate {path} can be read or written by others: its mode is {mode:04o}, not 0600",
+            "others may have your key, so make a new one: python -m curve_kernel keygen --force",
+        )
+    return KeyPair(public_key, secret_key)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that is listed by name."""
+
+    name: str
+    role: str
+    public_key: bytes
+    path: Path
+
+
+class AuthorizedClients:
+    """The clients listed in a folder, as they are at the moment of asking.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder that holds ``owners`` and ``viewers``. It need not exist.
+    warn : callable
+        Told, once for each state of a file, why it is skipped.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], object]) -> None:
+        self.folder = folder
+        self._warn = warn
+        self._cache: dict[Path, tuple[tuple[int, ...], Client | None]] = {}
+        self._warned: set[str] = set()
+
+    def check(self) -> None:
+        """Make sure that only this user and root can add a client.
+
+        Raises
+        ------
+        CurveKernelError
+            For a folder or a certificate that somebody else may write.
+        """
+        folders = [self.folder, *(self.folder / name for name in ROLES.values())]
+        certificates = [path for folder in folders[1:] for path in sorted(folder.glob("*.key"))]
+        for path in [*folders, *certificates]:
+            if os.path.lexists(path) and (problem := _problem(path)):
+                raise problem
+
+    def find(self, public_key: bytes) -> Client | None:
+        """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer."""
+        return next((client for client in self if client.public_key == public_key), None)
+
+    def __iter__(self) -> Iterator[Client]:
+        """Yield every client, owners first, each role by name."""
+        if self.folder.exists() and self._skip(_problem(self.folder)):
+            return
+        for role, name in ROLES.items():
+            folder = self.folder / name
+            if folder.exists() and not self._skip(_problem(folder)):
+                yield from self._read(role, folder)
+
+    def _read(self, role: str, folder: Path) -> Iterator[Client]:
+        try:
+            entries = sorted(folder.glob("*.key"))
+        except OSError as error:
+            self._skip(CurveKernelError(f"folder {folder} can't be read: {error.strerror}", "mend it"))
+            return
+        for path in entries:
+            client = self._load(role, path)
+            if client is not None:
+                yield client
+
+    def _load(self, role: str, path: Path) -> Client | None:
+        try:
+            status = path.stat()
+        except OSError as error:
+            self._skip(
+                CurveKernelError(f"certificate {path} can't be read: {error.strerror}", "mend it")
+            )
+            return None
+        state = (
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_size,
+            status.st_ino,
+            status.st_mode,
+            status.st_uid,
+        )
+        if path not in self._cache or self._cache[path][0] != state:
+            client = None
+            try:
+                if problem := _problem(path):
+                    raise problem
+                client = Client(path.stem, role, read_certificate(path)[0], path)
+            except CurveKernelError as error:
+                self._warned.discard(error.message)
+                self._skip(error)
+            self._cache[path] = (state, client)
+        return self._cache[path][1]
+
+    def _skip(self, problem: CurveKernelError | None) -> bool:
+        if problem is None:
+            return False
+        if problem.message not in self._warned:
+            self._warned.add(problem.message)
+            self._warn(f"no client is authorized by what can't be trusted: {problem}")
+        return True
+
+
+def _problem(path: Path) -> CurveKernelError | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return CurveKernelError(f"{path} can't be read: {error.strerror}", "mend or remove it")
+    kind = "folder" if stat.S_ISDIR(status.st_mode) else "certificate"
+    if status.st_mode & _OPEN_TO_OTHERS:
+        return CurveKernelError(
+            f"{kind} {path} can be written by others: its mode is {stat.S_IMODE(status.st_mode):04o}",
+            f"look at what is in it, then: chmod go-w {path}",
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        return CurveKernelError(f"{kind} {path} belongs to another user", "own it or remove it")
+    return None

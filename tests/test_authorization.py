@@ -1,0 +1,421 @@
+"""Who gets in to what: the table of the README, with real handshakes against real kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from jupyter_client import BlockingKernelClient, KernelManager
+from support import (
+    CHANNELS,
+    both_keys,
+    client_of,
+    connection_info,
+    curve_socket,
+    headless,
+    refused,
+    run_code,
+    wait_for,
+)
+from zmq.utils.monitor import parse_monitor_message
+
+from curve_kernel.identity import write_certificate
+from curve_kernel.keys import KeyPair
+
+ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
+KINDS = {
+    "shell": zmq.DEALER,
+    "stdin": zmq.DEALER,
+    "control": zmq.DEALER,
+    "iopub": zmq.SUB,
+    "hb": zmq.REQ,
+}
+FATES = {
+    zmq.EVENT_HANDSHAKE_SUCCEEDED: "in",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "refused",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "protocol",
+    zmq.EVENT_DISCONNECTED: "hung up",
+}
+
+
+def handshake(
+    info: dict[str, Any], channel: str, keys: KeyPair | None = None, timeout: float = 5
+) -> str:
+    """The fate of one connection of a hand-made client: in, refused, protocol, hung up or nothing."""
+    with zmq.Context() as context:
+        socket = curve_socket(context, KINDS[channel], info["curve_publickey"].encode())
+        if keys is not None:
+            socket.curve_publickey, socket.curve_secretkey = keys.public_key, keys.secret_key
+        socket.reconnect_ivl = -1
+        monitor = socket.get_monitor_socket()
+        socket.connect(f"tcp://127.0.0.1:{info[f'{channel}_port']}")
+        fate = "nothing"
+        deadline = time.monotonic() + timeout
+        while fate == "nothing" and monitor.poll(max(0, deadline - time.monotonic()) * 1000):
+            fate = FATES.get(parse_monitor_message(monitor.recv_multipart())["event"], "nothing")
+        socket.disable_monitor()
+        monitor.close(linger=0)
+        socket.close(linger=0)
+        return fate
+
+
+def fates(info: dict[str, Any], keys: KeyPair | None = None) -> dict[str, str]:
+    return {channel: handshake(info, channel, keys) for channel in CHANNELS}
+
+
+EVERYWHERE = dict.fromkeys(CHANNELS, "in")
+NOWHERE = {**dict.fromkeys(CHANNELS, "refused"), "hb": "in"}
+VIEWER = {**NOWHERE, "iopub": "in"}
+
+
+@pytest.fixture
+def folder() -> Path:
+    folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
+    for name in ("owners", "viewers"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    return folder
+
+
+@contextlib.contextmanager
+def allowlisted(tmp_path: Path, *arguments: str) -> Iterator[tuple[dict[str, Any], Any, Path]]:
+    """A kernel with an allowlist: connection info, its manager's client, its log."""
+    keys = KeyPair.generate()
+    file, log = tmp_path / "kernel.json", tmp_path / "log"
+    file.write_text(json.dumps(connection_info(curve_publickey=keys.public_key.decode())))
+    env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
+    with log.open("w") as stderr:
+        command = headless(ALLOWLIST, "--log-level=INFO", *arguments, file=file, env=env, stderr=stderr)
+        with command as (_, info), client_of(info, keys) as client:
+            yield info, client, log
+    assert keys.secret_key.decode() not in log.read_text()
+
+
+def test_who_may_do_what(tmp_path, folder):
+    owner, viewer = KeyPair.generate(), KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    write_certificate(folder / "viewers" / "vera.key", viewer.public_key)
+    with allowlisted(tmp_path) as (info, client, log):
+        assert fates(info) == NOWHERE
+        assert fates(info, owner) == EVERYWHERE
+        assert fates(info, viewer) == VIEWER
+        assert run_code(client, "print('the manager')") == ("ok", "the manager\n")
+        text = log.read_text()
+    for channel in ("shell", "stdin", "control", "iopub"):
+        assert f"{channel}: let in owner 'olga' from 127.0.0.1" in text
+        assert f"{channel}: let in manager from 127.0.0.1" in text
+        assert re.search(f"{channel}: refused a client from 127.0.0.1: unknown key .{{40}}", text)
+    assert "iopub: let in viewer 'vera'" in text
+    assert "shell: refused a client from 127.0.0.1: not for viewers such as 'vera'" in text
+
+
+def test_any_lets_in_whoever_has_the_server_key(tmp_path):
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    with headless(file=file) as (_, info):
+        assert fates(info) == EVERYWHERE
+        wrong = {**info, "curve_publickey": KeyPair.generate().public_key.decode()}
+        assert set(fates(wrong).values()) == {"hung up"}
+
+
+def test_lists_take_effect_at_the_next_handshake(tmp_path, folder):
+    client_keys = KeyPair.generate()
+    path = folder / "owners" / "olga.key"
+    with allowlisted(tmp_path) as (info, client, log):
+        assert handshake(info, "shell", client_keys) == "refused"
+        write_certificate(path, client_keys.public_key)
+        assert handshake(info, "shell", client_keys) == "in"
+        write_certificate(path, KeyPair.generate().public_key)
+        assert handshake(info, "shell", client_keys) == "refused"
+        write_certificate(path, client_keys.public_key)
+        assert handshake(info, "shell", client_keys) == "in"
+        path.rename(folder / "viewers" / "olga.key")
+        assert handshake(info, "shell", client_keys) == "refused"
+        assert handshake(info, "iopub", client_keys) == "in"
+        shutil.rmtree(folder)
+        assert fates(info, client_keys) == NOWHERE
+        (folder / "owners").mkdir(parents=True, mode=0o700)
+        write_certificate(path, client_keys.public_key)
+        assert fates(info, client_keys) == EVERYWHERE
+        path.unlink()
+        assert fates(info, client_keys) == NOWHERE
+        assert run_code(client, "1")[0] == "ok"
+        log.read_text()
+
+
+def test_200_certificates_and_broken_ones_among_them(tmp_path, folder):
+    clients = [KeyPair.generate() for _ in range(200)]
+    for number, keys in enumerate(clients):
+        write_certificate(folder / "owners" / f"client-{number:03}.key", keys.public_key)
+    broken = {
+        "empty": b"",
+        "text": b"hello",
+        "binary": bytes(range(256)),
+        "short": b'curve\n    public-key = "abc"\n',
+        "no-value": b"public-key\n",
+        "huge": b"x" * (2 << 20),
+    }
+    for name, content in broken.items():
+        (folder / "owners" / f"{name}.key").write_bytes(content)
+    (folder / "owners" / "folder.key").mkdir()
+    os.mkfifo(folder / "owners" / "fifo.key", 0o600)
+    (folder / "owners" / "dangling.key").symlink_to("nowhere")
+    # The kernel starts with what a user has; the dangling link is there only afterwards.
+    (folder / "owners" / "dangling.key").unlink()
+    with allowlisted(tmp_path) as (info, client, log):
+        (folder / "owners" / "dangling.key").symlink_to("nowhere")
+        for keys in (clients[0], clients[99], clients[199]):
+            assert handshake(info, "shell", keys) == "in"
+        assert handshake(info, "shell") == "refused"
+        assert run_code(client, "1")[0] == "ok"
+        text = log.read_text()
+    for name in (*broken, "folder", "fifo", "dangling"):
+        assert text.count(str(folder / "owners" / f"{name}.key")) == 1, name
+
+
+@pytest.mark.parametrize("name", [".", "owners", "viewers", "owners/a.key", "viewers/b.key"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_what_others_may_write_is_an_error_at_start(tmp_path, folder, name, mode):
+    for certificate in ("owners/a.key", "viewers/b.key"):
+        write_certificate(folder / certificate, KeyPair.generate().public_key)
+    path = folder / name
+    path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
+    status, lines, text = refused(ALLOWLIST)
+    assert status == 1
+    assert len(lines) == 2, text
+    assert lines[0].startswith("curve_kernel: error: ")
+    assert f"{path} can be written by others" in lines[0]
+    assert f"chmod go-w {path}" in lines[1]
+
+
+def test_what_others_may_write_later_counts_for_nothing(tmp_path, folder):
+    owner, viewer = KeyPair.generate(), KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    write_certificate(folder / "viewers" / "vera.key", viewer.public_key)
+    with allowlisted(tmp_path) as (info, _, log):
+        (folder / "viewers").chmod(0o777)
+        assert handshake(info, "iopub", viewer) == "refused"
+        assert handshake(info, "iopub", owner) == "in"
+        (folder / "viewers").chmod(0o700)
+        assert handshake(info, "iopub", viewer) == "in"
+        (folder / "owners" / "olga.key").chmod(0o666)
+        assert handshake(info, "iopub", owner) == "refused"
+        (folder / "owners" / "olga.key").chmod(0o644)
+        assert handshake(info, "iopub", owner) == "in"
+        folder.chmod(0o777)
+        assert fates(info, owner) == NOWHERE
+        folder.chmod(0o700)
+        text = log.read_text()
+    for path in (folder, folder / "viewers", folder / "owners" / "olga.key"):
+        assert f"{path} can be written by others" in text
+
+
+def test_another_folder_by_option(tmp_path, folder):
+    client_keys = KeyPair.generate()
+    other = tmp_path / "elsewhere"
+    (other / "viewers").mkdir(parents=True, mode=0o700)
+    other.chmod(0o700)
+    write_certificate(other / "viewers" / "vera.key", client_keys.public_key)
+    with allowlisted(tmp_path, f"--CurveKernelApp.authorized_clients={other}") as (info, _, _):
+        assert fates(info, client_keys) == VIEWER
+
+
+def test_neither_signing_nor_an_allowlist_is_no_kernel(tmp_path):
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys)) | {"key": ""}))
+    status, lines, text = refused("-f", str(file))
+    assert status == 1
+    assert len(lines) == 2, text
+    assert "not signed" in lines[0]
+    assert "allowlist" in lines[1]
+    with headless(ALLOWLIST, file=file) as (_, info), client_of(info, keys) as client:
+        assert run_code(client, "print('unsigned')") == ("ok", "unsigned\n")
+
+
+def test_a_leaked_connection_file_is_worth_nothing(tmp_path):
+    """The installed kernelspec, a copy of its connection file, a stock client and a hand-made one."""
+    km = KernelManager(kernel_name="python3-curve")
+    km.start_kernel()
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        leaked = json.loads(Path(km.connection_file).read_text())
+        assert "curve_secretkey" not in leaked
+        assert fates(leaked) == NOWHERE
+        with zmq.Context() as context:
+            subscribers = [context.socket(zmq.SUB)]
+            subscribers.append(curve_socket(context, zmq.SUB, leaked["curve_publickey"].encode()))
+            for subscriber in subscribers:
+                subscriber.linger = 0
+                subscriber.subscribe(b"")
+                subscriber.connect(f"tcp://127.0.0.1:{leaked['iopub_port']}")
+            request = BlockingKernelClient()
+            request.load_connection_info(leaked)
+            shell = curve_socket(context, zmq.DEALER, leaked["curve_publickey"].encode())
+            shell.connect(f"tcp://127.0.0.1:{leaked['shell_port']}")
+            message = request.session.msg("execute_request", {"code": "stolen = 1", "silent": False})
+            shell.send_multipart(request.session.serialize(message))
+            stock = BlockingKernelClient()
+            stock.load_connection_info(leaked)
+            stock.start_channels()
+            stock.execute("stolen = 2")
+            with pytest.raises(RuntimeError):
+                stock.wait_for_ready(timeout=2)
+            assert run_code(client, "print('stolen' in globals())") == ("ok", "False\n")
+            assert not any(subscriber.poll(0) for subscriber in subscribers)
+            stock.stop_channels()
+            for socket in (shell, *subscribers):
+                socket.close(linger=0)
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
+
+
+def test_a_viewer_sees_outputs_and_its_requests_never_arrive(tmp_path, folder):
+    viewer = KeyPair.generate()
+    write_certificate(folder / "viewers" / "vera.key", viewer.public_key)
+    with allowlisted(tmp_path) as (info, client, _), zmq.Context() as context:
+        server_key = info["curve_publickey"].encode()
+        sockets = {}
+        for channel in ("iopub", "shell", "control", "stdin"):
+            socket = sockets[channel] = curve_socket(context, KINDS[channel], server_key)
+            socket.curve_publickey, socket.curve_secretkey = viewer.public_key, viewer.secret_key
+            if channel == "iopub":
+                socket.subscribe(b"")
+            socket.connect(f"tcp://127.0.0.1:{info[f'{channel}_port']}")
+        session = client.session.clone()
+        for channel, kind, content in [
+            ("shell", "execute_request", {"code": "viewed = 1", "silent": False}),
+            ("control", "execute_request", {"code": "viewed = 2", "silent": False}),
+            ("control", "shutdown_request", {"restart": False}),
+            ("control", "debug_request", {"type": "request", "seq": 1, "command": "initialize"}),
+            ("stdin", "input_reply", {"value": "viewer's"}),
+        ]:
+            sockets[channel].send_multipart(session.serialize(session.msg(kind, content)))
+        time.sleep(1)
+        assert run_code(client, "print('viewed' in globals())") == ("ok", "False\n")
+        heard = b""
+        while sockets["iopub"].poll(500):
+            heard += b"".join(sockets["iopub"].recv_multipart())
+        assert b"viewed" in heard
+        assert b"False" in heard
+        assert not any(sockets[channel].poll(0) for channel in ("shell", "control", "stdin"))
+        for socket in sockets.values():
+            socket.close(linger=0)
+
+
+def test_the_authenticator_killed_inside_a_running_kernel(tmp_path, folder):
+    owner = KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    with allowlisted(tmp_path) as (info, client, _):
+        assert handshake(info, "shell", owner) == "in"
+        kill = "get_ipython().kernel.parent._authenticator.stop()"
+        assert run_code(client, kill)[0] == "ok"
+        for channel in ("shell", "control", "stdin", "iopub"):
+            assert handshake(info, channel, owner, timeout=3) != "in"
+        assert run_code(client, "print('standing')") == ("ok", "standing\n")
+
+
+def test_a_crashed_authenticator_thread_lets_nobody_in(tmp_path, folder):
+    owner = KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    with allowlisted(tmp_path) as (info, client, _):
+        crash = (
+            "authenticator = get_ipython().kernel.parent._authenticator\n"
+            "async def crash(message): raise SystemExit\n"
+            "authenticator.handle_zap_message = crash"
+        )
+        assert run_code(client, crash)[0] == "ok"
+        for channel in ("shell", "iopub"):
+            assert handshake(info, channel, owner, timeout=3) != "in"
+        assert run_code(client, "print('standing')") == ("ok", "standing\n")
+
+
+@pytest.mark.parametrize(
+    ("busy", "longest"),
+    [
+        ("import time\nend = time.time() + 3\nwhile time.time() < end: pass", 2.0),
+        ("import ctypes; ctypes.PyDLL(None).sleep(3)", 5.0),
+    ],
+    ids=["pure-python", "holding-the-gil"],
+)
+def test_a_handshake_while_the_kernel_computes(tmp_path, folder, busy, longest):
+    owner = KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    with allowlisted(tmp_path) as (info, client, _):
+        client.execute(busy)
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert handshake(info, "shell", owner, timeout=10) == "in"
+        took = time.monotonic() - start
+        print(f"the handshake took {took:.3f} s")
+        assert took < longest
+
+
+def test_a_flood_of_refusals_leaves_a_bounded_log_with_a_count(tmp_path, folder):
+    with allowlisted(tmp_path) as (info, client, log):
+        for _ in range(60):
+            assert handshake(info, "shell") == "refused"
+        before = log.read_text()
+        assert before.count("refused a client") == 30
+        code = "app = get_ipython().kernel.parent; app._authenticator._audit.flush()"
+        assert run_code(client, code)[0] == "ok"
+        wait_for("the count", lambda: "30 x unknown key" in log.read_text(), 5)
+
+
+def test_plaintext_and_wrong_server_keys_are_logged(tmp_path, folder):
+    with allowlisted(tmp_path) as (info, client, log):
+        wrong = {**info, "curve_publickey": KeyPair.generate().public_key.decode()}
+        with zmq.Context() as context:
+            for channel in CHANNELS:
+                assert handshake(wrong, channel) == "hung up"
+                plain = context.socket(KINDS[channel])
+                plain.reconnect_ivl = -1
+                plain.linger = 0
+                plain.connect(f"tcp://127.0.0.1:{info[f'{channel}_port']}")
+                wait_for(
+                    f"the log about {channel}",
+                    lambda channel=channel: re.search(
+                        f"{channel}: refused a client from .*: no CURVE, plaintext perhaps",
+                        log.read_text(),
+                    ),
+                    5,
+                )
+                plain.close()
+        text = log.read_text()
+        for channel in CHANNELS:
+            assert re.search(f"{channel}: refused a client from .*: wrong server key", text)
+        assert run_code(client, "print('fine')") == ("ok", "fine\n")
+
+
+def test_forked_children_and_exit_are_undisturbed(tmp_path, folder):
+    with allowlisted(tmp_path) as (info, client, _):
+        code = (
+            "import os, sys, time\n"
+            "pid = os.fork()\n"
+            "if not pid:\n"
+            "    print('child', flush=True)\n"
+            "    get_ipython().kernel.parent.close()\n"
+            "    os._exit(0)\n"
+            "start = time.time()\n"
+            "while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.time() < start + 10:\n"
+            "    time.sleep(0.05)\n"
+            "print('parent', time.time() - start < 8)"
+        )
+        status, text = run_code(client, code)
+        assert status == "ok"
+        assert "child" in text
+        assert "parent True" in text
+        assert handshake(info, "shell") == "refused"
