@@ -28,6 +28,7 @@ from . import keys, sockets
 from .errors import CurveKernelError
 from .identity import load_identity
 from .keys import KeyPair
+from .wire import read_mechanism
 
 __all__ = [
     "AsyncKernelClient",
@@ -41,7 +42,7 @@ __all__ = [
     "WrongServerKeyError",
 ]
 
-_TIMEOUT = 3.0
+_TIMEOUT = 2.5
 _EVENTS = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -209,6 +210,9 @@ class _CurveClient(KernelClient):
         if failed is None or failed.outcome is None:
             return
         outcome = failed.outcome
+        if outcome is WrongServerKeyError and not _speaks_curve(self._make_url(failed.channel)):
+            # Which side of a mismatch hangs up first is a matter of chance.
+            outcome = NoCurveServerError
         if outcome is KeyNotAuthorizedError and self._sees_outputs(handshakes):
             outcome = ChannelNotForViewersError
         self.stop_channels()
@@ -241,6 +245,13 @@ def _wait(handshakes: list[_Handshake], timeout: float) -> None:
             one.read()
             if one.done and one.monitor in poller:
                 poller.unregister(one.monitor)
+
+
+def _speaks_curve(url: str) -> bool:
+    try:
+        return read_mechanism(url, timeout=0.5) == "CURVE"
+    except (OSError, ValueError):
+        return False
 
 
 def _explain(

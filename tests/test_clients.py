@@ -1,0 +1,236 @@
+"""The kernel clients with keys of their own, and each way in which a connection can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import jupyter_client
+import pytest
+from jupyter_client import KernelManager
+from support import both_keys, connection_info, headless, run_code
+
+from curve_kernel import client as clients
+from curve_kernel.errors import CurveKernelError
+from curve_kernel.identity import load_identity, write_certificate
+from curve_kernel.keys import KeyPair
+
+ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
+KINDS = [clients.BlockingKernelClient, clients.AsyncKernelClient, clients.ThreadedKernelClient]
+
+
+def connect(kind, info, own=None, **channels):
+    """Connect, execute something, leave; what a program does, in the way of each kind of client."""
+    client = kind(client_keys=own)
+    client.load_connection_info(info)
+
+    async def asynchronously():
+        client.start_channels(**channels)
+        await client.wait_for_ready(timeout=20)
+        reply = await client.execute("1 + 1", reply=True, timeout=20)
+        return reply["content"]["status"]
+
+    try:
+        if kind is clients.AsyncKernelClient:
+            return asyncio.run(asynchronously())
+        client.start_channels(**channels)
+        if kind is clients.BlockingKernelClient:
+            client.wait_for_ready(timeout=20)
+            return client.execute("1 + 1", reply=True, timeout=20)["content"]["status"]
+        answered = threading.Event()
+        replies = []
+
+        def take(message):
+            if message["msg_type"] == "execute_reply":
+                replies.append(message["content"]["status"])
+                answered.set()
+
+        client.shell_channel.call_handlers = take
+        client.execute("1 + 1")
+        assert answered.wait(20)
+        return replies[0]
+    finally:
+        client.stop_channels()
+
+
+def failure(kind, info, own=None, **channels) -> CurveKernelError:
+    """The exception, which has to come within five seconds."""
+    start = time.monotonic()
+    with pytest.raises(CurveKernelError) as caught:
+        connect(kind, info, own, **channels)
+    assert time.monotonic() - start < 5
+    assert caught.value.hint
+    if own is not None:
+        assert own.secret_key.decode() not in str(caught.value)
+    return caught.value
+
+
+@pytest.fixture
+def folder() -> Path:
+    folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
+    for name in ("owners", "viewers"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def kernel(tmp_path, folder):
+    """The content of the connection file of a kernel with an allowlist; no secret key in it."""
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(curve_publickey=keys.public_key.decode())))
+    env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
+    with headless(ALLOWLIST, file=file, env=env) as (_, info):
+        yield info
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestEach:
+    def test_a_given_pair(self, kind, kernel, folder):
+        own = KeyPair.generate()
+        write_certificate(folder / "owners" / "olga.key", own.public_key)
+        assert connect(kind, kernel, own) == "ok"
+
+    def test_the_users_identity(self, kind, kernel, folder):
+        own = KeyPair.generate()
+        write_certificate(folder / "identity.key_secret", own.public_key, own.secret_key)
+        write_certificate(folder / "owners" / "olga.key", own.public_key)
+        assert connect(kind, kernel) == "ok"
+
+    def test_a_fresh_pair_where_anybody_may_connect(self, kind):
+        with headless() as (_, info):
+            assert load_identity() is None
+            assert connect(kind, info) == "ok"
+
+    def test_both_keys_of_the_file_as_stock(self, kind, tmp_path):
+        file = tmp_path / "kernel.json"
+        file.write_text(json.dumps(connection_info(**both_keys(KeyPair.generate()))))
+        with headless(ALLOWLIST, file=file) as (_, info):
+            assert connect(kind, info) == "ok"
+
+    def test_a_key_that_is_not_authorized(self, kind, kernel):
+        own = KeyPair.generate()
+        error = failure(kind, kernel, own)
+        assert type(error) is clients.KeyNotAuthorizedError
+        assert "key not authorized" in error.message
+        assert own.public_key.decode() in error.message
+
+    def test_a_viewer_on_channels_that_are_not_for_viewers(self, kind, kernel, folder):
+        own = KeyPair.generate()
+        write_certificate(folder / "viewers" / "vera.key", own.public_key)
+        error = failure(kind, kernel, own)
+        assert type(error) is clients.ChannelNotForViewersError
+        assert "not for viewers" in error.message
+        error = failure(kind, kernel, own, iopub=False, stdin=False, control=False)
+        assert type(error) is clients.ChannelNotForViewersError
+
+    def test_not_the_server_key_in_the_file(self, kind, kernel):
+        other = {**kernel, "curve_publickey": KeyPair.generate().public_key.decode()}
+        error = failure(kind, other)
+        assert type(error) is clients.WrongServerKeyError
+        assert "server key" in error.message
+
+    def test_a_server_that_speaks_no_curve(self, kind):
+        km = KernelManager(kernel_name="python3", transport_encryption="disabled")
+        km.start_kernel()
+        stock = km.client()
+        stock.start_channels()
+        try:
+            stock.wait_for_ready(timeout=30)
+            info = json.loads(Path(km.connection_file).read_text())
+            assert type(failure(kind, info)) is clients.NoCurveServerError
+            info["curve_publickey"] = KeyPair.generate().public_key.decode()
+            error = failure(kind, info)
+            assert type(error) is clients.NoCurveServerError
+            assert "speaks no CURVE" in error.message
+        finally:
+            stock.stop_channels()
+            km.shutdown_kernel(now=True)
+
+    def test_nobody_there(self, kind, kernel):
+        with contextlib.ExitStack() as stack:
+            ports = []
+            for _ in range(5):
+                holder = stack.enter_context(socket.socket())
+                holder.bind(("127.0.0.1", 0))
+                ports.append(holder.getsockname()[1])
+            names = [name for name in kernel if name.endswith("_port")]
+            # Bound, but not listening: nobody answers, and nobody else takes the port meanwhile.
+            error = failure(kind, {**kernel, **dict(zip(names, ports, strict=True))})
+        assert type(error) is clients.NobodyThereError
+        assert "nobody answers" in error.message
+
+    def test_somebody_who_says_nothing(self, kind, kernel):
+        with contextlib.ExitStack() as stack:
+            ports = []
+            for _ in range(5):
+                silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                ports.append(silent.getsockname()[1])
+            names = [name for name in kernel if name.endswith("_port")]
+            error = failure(kind, {**kernel, **dict(zip(names, ports, strict=True))})
+        assert type(error) is clients.NobodyThereError
+
+
+@pytest.mark.parametrize("value", [None, "", "x" * 40 + "y", 5])
+def test_a_malformed_server_key(value):
+    client = clients.BlockingKernelClient()
+    with pytest.raises(CurveKernelError):
+        client.load_connection_info(connection_info(curve_publickey=value))
+
+
+def test_no_server_key_at_all_never_means_plaintext():
+    client = clients.BlockingKernelClient()
+    with pytest.raises(clients.NoCurveServerError):
+        client.start_channels()
+
+
+def test_drop_in_as_a_managers_client_class():
+    km = KernelManager(
+        kernel_name="python3-curve", client_class="curve_kernel.client.BlockingKernelClient"
+    )
+    km.start_kernel()
+    client = km.client()
+    assert isinstance(client, clients.BlockingKernelClient)
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        assert run_code(client, "print('in')") == ("ok", "in\n")
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
+
+
+def test_they_are_jupyter_clients_own():
+    assert issubclass(clients.BlockingKernelClient, jupyter_client.BlockingKernelClient)
+    assert issubclass(clients.AsyncKernelClient, jupyter_client.AsyncKernelClient)
+
+
+def test_a_connection_file_by_path(tmp_path, kernel, folder):
+    own = KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", own.public_key)
+    client = clients.BlockingKernelClient(
+        connection_file=str(tmp_path / "kernel.json"), client_keys=own
+    )
+    client.load_connection_file()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=20)
+        assert run_code(client, "print(3)") == ("ok", "3\n")
+    finally:
+        client.stop_channels()
+
+
+def test_an_identity_open_to_others_is_refused(kernel, folder):
+    own = KeyPair.generate()
+    path = folder / "identity.key_secret"
+    write_certificate(path, own.public_key, own.secret_key)
+    path.chmod(0o644)
+    error = failure(clients.BlockingKernelClient, kernel)
+    assert "0644" in error.message
+    assert own.secret_key.decode() not in str(error)

@@ -1,0 +1,348 @@
+"""The commands about clients, as typed, and ``console`` and ``watch`` on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq.auth
+from jupyter_client import KernelManager
+from support import MODULE, run_code, wait_for
+
+from curve_kernel.keys import KeyPair
+
+pytest.importorskip("jupyter_console")
+
+
+def run(*arguments: str, home: Path | None = None, stdin: str | None = None) -> tuple[int, str, str]:
+    env = {**os.environ, "USER": "olga", "LOGNAME": "olga"}
+    if home is not None:
+        home.mkdir(exist_ok=True)
+        env |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config")}
+    done = subprocess.run(
+        [*MODULE, *arguments],
+        env=env,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def fails(*arguments: str, says: str, hint: str, **kwargs) -> str:
+    status, out, err = run(*arguments, **kwargs)
+    lines = err.splitlines()
+    assert status == 1
+    assert out == ""
+    assert len(lines) == 2, err
+    assert lines[0].startswith("curve_kernel: error: ")
+    assert says in lines[0]
+    assert lines[1].startswith("curve_kernel: hint: ")
+    assert hint in lines[1]
+    return err
+
+
+@pytest.fixture
+def curve() -> Path:
+    return Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
+
+
+def colleague(tmp_path: Path) -> Path:
+    """Another user's public certificate."""
+    assert run("keygen", home=tmp_path / "colleague")[0] == 0
+    return tmp_path / "colleague" / "config" / "curve" / "identity.key"
+
+
+def test_keygen(curve):
+    status, out, err = run("keygen")
+    assert (status, err) == (0, "")
+    assert str(curve / "identity.key") in out
+    public_key, secret_key = zmq.auth.load_certificate(curve / "identity.key_secret")
+    assert KeyPair.from_secret(secret_key).public_key == public_key
+    assert zmq.auth.load_certificate(curve / "identity.key") == (public_key, None)
+    assert zmq.auth.load_certificate(curve / "owners" / "olga.key") == (public_key, None)
+    assert stat.S_IMODE((curve / "identity.key_secret").stat().st_mode) == 0o600
+    assert stat.S_IMODE(curve.stat().st_mode) == 0o700
+    assert secret_key.decode() not in out
+
+    before = (curve / "identity.key_secret").read_bytes()
+    fails("keygen", says="already", hint="--force")
+    assert (curve / "identity.key_secret").read_bytes() == before
+    assert run("keygen", "--force")[0] == 0
+    assert (curve / "identity.key_secret").read_bytes() != before
+    assert run("clients")[1].count("(you)") == 1
+
+
+def test_keygen_does_not_overwrite_an_owner_of_that_name(curve, tmp_path):
+    certificate = colleague(tmp_path)
+    assert run("authorize", str(certificate), "--name", "olga", "--role", "owner")[0] == 0
+    fails("keygen", says="owners/olga.key", hint="--force")
+    assert not (curve / "identity.key_secret").exists()
+
+
+def test_pyzmqs_own_certificates_are_taken(curve, tmp_path):
+    public, secret = zmq.auth.create_certificates(tmp_path, "pyzmq")
+    status, out, _ = run("authorize", public, "--name", "pyzmq", "--role", "viewer")
+    assert status == 0
+    assert str(curve / "viewers" / "pyzmq.key") in out
+    key = zmq.auth.load_certificate(public)[0]
+    assert zmq.auth.load_certificate(curve / "viewers" / "pyzmq.key") == (key, None)
+    text = fails("authorize", secret, "--name", "x", says="secret key", hint="identity.key")
+    assert zmq.auth.load_certificate(secret)[1].decode() not in text
+    assert not (curve / "viewers" / "x.key").exists()
+
+
+def test_authorize_revoke_clients(curve, tmp_path):
+    certificate = colleague(tmp_path)
+    assert "Nobody is listed" in run("clients")[1]
+    for role in ("viewer", "owner", "viewer"):
+        status, _, err = run("authorize", str(certificate), "--name", "vera", "--role", role)
+        assert (status, err) == (0, "")
+        out = run("clients")[1]
+        assert re.fullmatch(rf"vera +{role} +\S{{40}}\n", out)
+    # By default the role that can do less.
+    assert run("authorize", "-", "--name", "vera", stdin=certificate.read_text())[0] == 0
+    assert "viewer" in run("clients")[1]
+    fails("authorize", str(certificate), "--name", "other", says="listed already", hint="revoke vera")
+    second = tmp_path / "second"
+    second.mkdir()
+    other, _ = zmq.auth.create_certificates(second, "other")
+    fails("authorize", other, "--name", "vera", says="another client vera", hint="--force")
+    assert run("authorize", other, "--name", "vera", "--force")[0] == 0
+    status, out, _ = run("revoke", "vera")
+    assert status == 0
+    assert "already goes on" in out
+    assert list(curve.rglob("vera.key")) == []
+    fails("revoke", "vera", says="no client 'vera'", hint="clients")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../evil", "a/b", ".hidden", "manager", "a b", "a\nb", "x" * 65, "-x", "ü", "$(id)"]
+)
+def test_names_that_can_be_none(curve, tmp_path, name):
+    certificate, _ = zmq.auth.create_certificates(tmp_path, "c")
+    fails("authorize", certificate, f"--name={name}", says="can't be the name", hint="letters")
+    fails("revoke", "--", name, says="no client", hint="clients")
+
+
+def test_certificates_that_are_none(tmp_path):
+    path = tmp_path / "bad.key"
+    path.write_text("nothing")
+    fails("authorize", str(path), "--name", "x", says="no public key", hint="keygen")
+    fails("authorize", "-", "--name", "x", stdin="", says="standard input", hint="keygen")
+    fails("authorize", str(tmp_path / "none"), "--name", "x", says="No such file", hint="keygen")
+    fails("authorize", str(tmp_path), "--name", "x", says="folder", hint="keygen")
+    path.write_text('curve\n    public-key = "abc"\n')
+    fails("authorize", str(path), "--name", "x", says="3 characters", hint="Z85")
+    fails("authorize", says="required", hint="--help")
+
+
+def test_the_folder_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "file"))
+    fails("keygen", says="can't be written", hint="configuration folder")
+
+
+@contextlib.contextmanager
+def kernel() -> Iterator[tuple[KernelManager, object]]:
+    file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{uuid.uuid4()}.json"
+    km = KernelManager(kernel_name="python3-curve", connection_file=str(file))
+    km.start_kernel()
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        yield km, client
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
+
+
+class Terminal:
+    """A terminal of tmux, in which a command runs as a person's would."""
+
+    def __init__(self, *arguments: str, home: Path | None = None) -> None:
+        self.name = f"curve-{uuid.uuid4()}"
+        variables = [
+            "HOME",
+            "IPYTHONDIR",
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+        ]
+        values = {name: os.environ[name] for name in variables}
+        if home is not None:
+            home.mkdir(exist_ok=True)
+            values |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config")}
+        settings = [f"{name}={value}" for name, value in values.items()]
+        shell = 'trap : INT; env "$@"; echo "status $?"; sleep 60'
+        command = ["sh", "-c", shell, "sh", *settings, *MODULE, *arguments]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *command)
+
+    def tmux(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["tmux", "-L", self.name, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout
+
+    def screen(self) -> str:
+        # -J joins what the terminal wrapped.
+        return self.tmux("capture-pane", "-p", "-J")
+
+    def wait(self, text: str) -> str:
+        def found() -> str | None:
+            screen = self.screen()
+            return screen if text in screen else None
+
+        try:
+            return wait_for(repr(text), found, 20)
+        except TimeoutError:
+            raise AssertionError(f"no {text!r} on the screen:\n{self.screen()}") from None
+
+    def type(self, *keys: str) -> None:
+        self.tmux("send-keys", *keys)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tmux("kill-server")
+
+
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
+
+
+@needs_tmux
+def test_console_first_use_and_then_a_session(curve):
+    with kernel() as (km, client), Terminal("console", "--existing", km.connection_file) as terminal:
+        terminal.wait("In [")
+        screen = terminal.screen()
+        assert "made your key pair" in screen
+        assert str(curve / "identity.key") in screen
+        assert (curve / "identity.key_secret").exists()
+        terminal.type("print('from ' + 'the console')", "Enter")
+        terminal.wait("from the console")
+        terminal.type("x = input('who? ')", "Enter")
+        terminal.wait("who?")
+        terminal.type("Ada", "Enter")
+        time.sleep(1)
+        assert run_code(client, "x") == ("ok", "'Ada'")
+        terminal.type("1/0", "Enter")
+        terminal.wait("ZeroDivisionError: division by zero")
+        terminal.type("C-d")
+        terminal.wait("exit")
+        terminal.type("y", "Enter")
+        terminal.wait("status 0")
+        assert run_code(client, "print('alive')") == ("ok", "alive\n")
+        with Terminal("console", "--existing", Path(km.connection_file).name) as again:
+            assert "made your key pair" not in again.wait("In [")
+
+
+@needs_tmux
+def test_console_on_a_stock_kernel_with_both_keys_in_its_file(tmp_path):
+    import ipykernel
+
+    if ipykernel.version_info < (7, 3):
+        pytest.skip("this ipykernel has no CURVE support of its own")
+    file = tmp_path / "kernel.json"
+    km = KernelManager(
+        kernel_name="python3", transport_encryption="required", connection_file=str(file)
+    )
+    km.start_kernel()
+    try:
+        with Terminal("console", "--existing", str(file)) as terminal:
+            terminal.wait("In [1]")
+            terminal.type("print(6 * 7)", "Enter")
+            terminal.wait("\n42")
+    finally:
+        km.shutdown_kernel(now=True)
+
+
+@needs_tmux
+def test_watch_as_a_viewer(tmp_path):
+    certificate = colleague(tmp_path)
+    home = tmp_path / "colleague"
+    with kernel() as (km, client):
+        leaked = tmp_path / "copy.json"
+        shutil.copy(km.connection_file, leaked)
+        with Terminal("watch", "--existing", str(leaked), home=home) as terminal:
+            screen = terminal.wait("status 1")
+            assert "curve_kernel: error: key not authorized" in screen
+            assert str(certificate) in screen
+        assert run("authorize", str(certificate), "--name", "vera", "--role", "viewer")[0] == 0
+        with Terminal("watch", "--existing", str(leaked), home=home) as terminal:
+            terminal.wait("watching copy.json, read-only")
+            for code in (
+                "print('to everybody')",
+                "import sys; print('warned', file=sys.stderr)",
+                "def f():\n    return 6 * 7\nf()",
+                "from IPython.display import Image, display; import base64\n"
+                "display(Image(data=b'\\x89PNG' + bytes(5000), format='png'))",
+                "print('\\x1b]0;owned\\x07\\x1b[2Jstill\\x1b[31m red\\x1b[0m')",
+                "raise ValueError('oh')",
+            ):
+                run_code(client, code)
+            screen = terminal.wait("ValueError: oh")
+            assert re.search(r"In \[\d+\]: print\('to everybody'\)\nto everybody\n", screen)
+            assert "warned" in screen
+            assert re.search(r"Out\[\d+\]: 42", screen)
+            assert "[image/png, 4 KiB]" in screen
+            assert "still red" in screen
+            assert "owned" not in terminal.tmux("display-message", "-p", "#{pane_title}")
+            terminal.type("C-c")
+            terminal.wait("status 0")
+        assert run_code(client, "print('did not notice')") == ("ok", "did not notice\n")
+        with Terminal("console", "--existing", str(leaked), home=home) as terminal:
+            screen = terminal.wait("status 1")
+            assert "not for viewers" in screen
+        assert run("revoke", "vera")[0] == 0
+        with Terminal("watch", "--existing", str(leaked), home=home) as terminal:
+            assert "key not authorized" in terminal.wait("status 1")
+
+
+@needs_tmux
+def test_watch_survives_a_restart_and_ends_with_the_kernel():
+    assert run("keygen")[0] == 0
+    with kernel() as (km, client), Terminal("watch", "--existing", km.connection_file) as terminal:
+        terminal.wait("read-only")
+        run_code(client, "print('before')")
+        terminal.wait("\nbefore")
+        km.restart_kernel()
+        client.wait_for_ready(timeout=30)
+        for n in range(10):
+            run_code(client, f"print('after {n}')")
+            time.sleep(0.3)
+        terminal.wait("\nafter 9")
+        client.stop_channels()
+        km.shutdown_kernel()
+        terminal.wait("the kernel has ended")
+        terminal.wait("status 0")
+
+
+@pytest.mark.parametrize("command", ["console", "watch"])
+def test_connecting_to_what_is_no_kernel(tmp_path, command):
+    fails(command, "--existing", "no-such", says="no connection file no-such", hint="jupyter --paths")
+    fails(command, says="--existing", hint="--help")
+    path = tmp_path / "bad.json"
+    path.write_text("{")
+    fails(command, "--existing", str(path), says="not JSON", hint="connection file")
+    path.write_text(json.dumps({"ip": "127.0.0.1"}))
+    fails(command, "--existing", str(path), says="plaintext", hint="python3-curve")
