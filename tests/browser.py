@@ -33,9 +33,15 @@ def jupyter_server(folder: Path, log: Path, *arguments: str, app: str = "lab") -
         "--IdentityProvider.token=t0ken",
         *arguments,
     ]
-    quiet = Path(os.environ["JUPYTER_CONFIG_DIR"], "lab/user-settings/@jupyterlab/apputils-extension")
-    quiet.mkdir(parents=True, exist_ok=True)
-    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    # No dialogs but those that a test is about.
+    settings = Path(os.environ["JUPYTER_CONFIG_DIR"], "lab/user-settings/@jupyterlab")
+    for name, content in {
+        "apputils-extension/notification": '{"fetchNews": "false"}',
+        "docmanager-extension/plugin": '{"renameUntitledFileOnSave": false}',
+    }.items():
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 import zmq
-from support import CHANNELS, curve_socket, listening_ports
+from support import CHANNELS, MODULE, curve_socket, listening_ports
 
 pytest.importorskip("playwright")
 from browser import CHROMIUM, Lab, browser_page, jupyter_server
@@ -83,7 +84,11 @@ def test_lab(tmp_path):
 
             debug(lab)
 
-            lab.run("kept = 1")
+            page.keyboard.press("Control+s")
+            page.reload()
+            expect(lab.cells.first).to_be_visible(timeout=60_000)
+            lab.wait_idle()
+            lab.run("print(name, 'is still here'); kept = 1", "Ada is still here")
             lab.restart()
             lab.run("print('kept' in globals(), 'after the restart')", "False after the restart")
             assert kernel_pids() != [pid]
@@ -94,6 +99,42 @@ def test_lab(tmp_path):
 
         lab.run("get_ipython().run_line_magic('connect_info', '')", re.compile("curve_publickey"))
         secrets_are_nowhere(log, page.content())
+
+
+def test_lab_unsigned_over_restart_and_reconnect(tmp_path):
+    """Without message signing the connection file holds no secret of any kind; all works as before."""
+    install = [
+        "install",
+        "--user",
+        "--name",
+        "unsigned",
+        "--display-name",
+        "Unsigned",
+        "--no-message-signing",
+    ]
+    subprocess.run([*MODULE, *install], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    folder, log = tmp_path / "notebooks", tmp_path / "server.log"
+    folder.mkdir()
+    with jupyter_server(folder, log) as address, browser_page() as page:
+        lab = Lab(page, address)
+        lab.open_notebook("Unsigned")
+        [file] = Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json")
+        info = connection_file.read(file)
+        assert info["key"] == ""
+        assert "curve_secretkey" not in info
+        lab.run("kept = 'kept'; print('first', 1 + 1)", "first 2")
+        page.keyboard.press("Control+s")
+        expect(page.locator(".lm-TabBar-tab.lm-mod-current.jp-mod-dirty")).to_have_count(0)
+        page.reload()
+        expect(lab.cells.first).to_be_visible(timeout=60_000)
+        lab.wait_idle()
+        lab.run("print('reconnected,', kept)", "reconnected, kept")
+        cell = lab.run("print('hello', input('Who? '))")
+        cell.locator(".jp-Stdin-input").fill("Ada")
+        cell.locator(".jp-Stdin-input").press("Enter")
+        expect(cell.locator(".jp-OutputArea")).to_contain_text("hello Ada")
+        lab.restart()
+        lab.run("print('kept' in globals(), 'after the restart')", "False after the restart")
 
 
 def debug(lab: Lab) -> None:
