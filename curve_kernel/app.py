@@ -27,6 +27,7 @@ import zmq
 from ipykernel import kernelapp
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.iostream import IOPubThread
+from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.connect import KernelConnectionInfo
 from traitlets import CaselessStrEnum, Dict, TraitError, Unicode, default
@@ -379,6 +380,19 @@ class CurveKernelApp(IPKernelApp):
                 f"ipykernel {ipykernel.__version__} makes its sockets in a way that is not known here",
                 "upgrade curve_kernel, or install an ipykernel that it is tested with",
             )
+
+    def init_kernel(self) -> None:
+        """Create the kernel, with a debugger that opens no port, or with none."""
+        if not issubclass(self.kernel_class, IPythonKernel):
+            super().init_kernel()
+            return
+        from . import debugger
+
+        reason = debugger.install()
+        super().init_kernel()
+        reason = reason or debugger.check(self.kernel)
+        if reason:
+            self.log.warning("There is no debugger: %s", reason)
 
     def init_shell(self) -> None:
         """Give the shell this kernel's magics."""

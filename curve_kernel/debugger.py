@@ -1,0 +1,201 @@
+"""ipykernel's debugger, without a port.
+
+Upstream runs ``debugpy.listen`` in the kernel, which starts an adapter process with two loopback ports
+that ask nobody who they are. Here the same adapter is connected to the kernel and to the kernel's
+pydevd by pairs of sockets that nobody else has; see `debug_adapter`. It answers as before.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import socket as stdlib_socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ipykernel import debugger
+from ipykernel.compiler import get_tmp_directory
+from tornado.ioloop import IOLoop
+
+from . import debug_adapter
+
+__all__ = ["PortlessDebugger", "check", "install"]
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+class _AdapterStream:
+    """The connection to the adapter, in the place of DebugpyClient's ZeroMQ STREAM socket."""
+
+    def __init__(self) -> None:
+        self.on_recv: Callable[[str], object] = str
+        self._adapter: stdlib_socket.socket | None = None
+        self._connection: stdlib_socket.socket | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def socket(self) -> _AdapterStream:
+        return self
+
+    def getsockopt(self, _: int) -> bytes:
+        return b"adapter"
+
+    def connect(self, _: str) -> None:
+        """Open a session with the adapter, on the event loop of the thread that calls."""
+        self._connection = self._pass_on("Client")
+        self._decoder.reset()
+        IOLoop.current().add_handler(self._connection, self._read, IOLoop.READ)
+
+    def disconnect(self, _: str) -> None:
+        if self._connection is not None:
+            IOLoop.current().remove_handler(self._connection)
+            self._connection.close()
+            self._connection = None
+
+    def send_multipart(self, frames: Sequence[bytes]) -> None:
+        if self._connection is None:
+            raise ConnectionError("the debug adapter is not connected")
+        self._connection.sendall(frames[-1])
+
+    def _read(self, connection: stdlib_socket.socket, _: int) -> None:
+        try:
+            data = connection.recv(1 << 16)
+        except OSError:
+            data = b""
+        if data:
+            self.on_recv(self._decoder.decode(data))
+        else:
+            self.disconnect("")
+
+    def _pass_on(self, name: str) -> stdlib_socket.socket:
+        """Give the adapter one end of a new pair of sockets, and return the other."""
+        if self._adapter is None:
+            self._adapter = self._start_adapter()
+        ours, theirs = stdlib_socket.socketpair()
+        with theirs:
+            stdlib_socket.send_fds(self._adapter, [name.encode()], [theirs.fileno()])
+        return ours
+
+    @staticmethod
+    def _start_adapter() -> stdlib_socket.socket:
+        ours, theirs = stdlib_socket.socketpair()
+        with theirs:
+            subprocess.Popen(  # noqa: S603
+                [sys.executable, debug_adapter.__file__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                # An interrupt goes to the kernel's whole process group.
+                start_new_session=True,
+            )
+        return ours
+
+    def listen(self, address: tuple[str, int]) -> tuple[str, int]:
+        """Do what ``debugpy.listen`` does, with a connection to the adapter that exists already."""
+        import pydevd
+        from debugpy.server import api
+
+        connection = self._pass_on("Server")
+
+        def connect(address: tuple[str, int], settrace_kwargs: dict[str, Any]) -> None:
+            host, port = address
+            # A child process could reach the adapter through a port only.
+            settrace_kwargs["patch_multiprocessing"] = False
+            with _replaced(pydevd, "start_client", lambda *_: connection):
+                api._settrace(
+                    host=host,
+                    port=port,
+                    wait_for_ready_to_run=False,
+                    block_until_connected=True,
+                    **settrace_kwargs,
+                )
+
+        api._starts_debugging(connect)(address)
+        api.listen.called = True
+        os.register_at_fork(after_in_child=_stop_tracing)
+        return address
+
+
+def _stop_tracing() -> None:
+    # The threads that would resume a child from a breakpoint are not in it.
+    sys.settrace(None)
+    threading.settrace(None)
+    if "_pydevd_sys_monitoring.pydevd_sys_monitoring" in sys.modules:
+        monitoring = sys.modules["_pydevd_sys_monitoring.pydevd_sys_monitoring"]
+        monitoring.stop_monitoring(all_threads=True)
+
+
+class PortlessDebugger(debugger.Debugger):
+    """``ipykernel.debugger.Debugger`` whose adapter listens on no port."""
+
+    def __init__(self, log: Any, _debugpy_stream: Any, *args: Any, **kwargs: Any) -> None:
+        self._stream = _AdapterStream()
+        super().__init__(log, self._stream, *args, **kwargs)
+        self._stream.on_recv = self.debugpy_client.receive_dap_frame
+        # Not -1, for which upstream would bind a socket to find a free port.
+        vars(self.debugpy_client)["debugpy_port"] = "0"
+
+    def start(self) -> bool:
+        """Start the debugger, and connect to its adapter."""
+        import debugpy
+
+        folder = Path(get_tmp_directory())
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            self.log.error("The debugger does not start: %s belongs to somebody else", folder)
+            return False
+        folder.chmod(0o700)  # before 7.0 upstream leaves it to the umask, and code is dumped into it
+        with _replaced(debugpy, "listen", self._stream.listen):
+            return bool(super().start())
+
+
+def install() -> str | None:
+    """Let kernels that are made from now on debug without a port.
+
+    Returns
+    -------
+    str or None
+        Why there is no debugger at all, where debugpy is of a version that can't be made safe.
+    """
+    if not debugger._is_debugpy_available:
+        return None
+    import pydevd
+    from debugpy import __version__
+    from debugpy.server import api
+
+    if all(hasattr(api, name) for name in ("_settrace", "_starts_debugging", "listen")) and hasattr(
+        pydevd, "start_client"
+    ):
+        vars(debugger)["Debugger"] = PortlessDebugger
+        return None
+    debugger._is_debugpy_available = False
+    return f"debugpy {__version__} would open a port for anybody, and it is not known how to stop it"
+
+
+def check(kernel: Any) -> str | None:
+    """Take the debugger away from a kernel that has another one than `PortlessDebugger`.
+
+    Returns
+    -------
+    str or None
+        Why there is none, if so.
+    """
+    if isinstance(getattr(kernel, "debugger", None), (PortlessDebugger, type(None))):
+        return None
+    debugger._is_debugpy_available = False
+    return f"{type(kernel).__name__} has a debugger of its own, which may open a port for anybody"
