@@ -14,6 +14,7 @@ A connection that is refused or impossible is an exception within five seconds, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -122,8 +123,9 @@ class _Handshake:
         """Stop watching; who has not decided by now is nobody."""
         if not self.done:
             self._fail(NobodyThereError if not self._hung_up else WrongServerKeyError)
-        if not self._socket.closed:
-            self._socket.disable_monitor()
+        with contextlib.suppress(zmq.ContextTerminated):
+            if not self._socket.closed:
+                self._socket.disable_monitor()
         self.monitor.close()
 
 
@@ -179,11 +181,12 @@ class _CurveClient(KernelClient):
                 "no server key is known, so nothing can be encrypted",
                 "load a connection file that has curve_publickey",
             )
+        own = self._own_keys()
         socket: zmq.Socket[Any] = self.context.socket(channel_socket_types[channel])
         socket.linger = 1000
         if identity:
             socket.identity = identity
-        sockets.make_client(socket, self._own_keys(), self.curve_publickey)
+        sockets.make_client(socket, own, self.curve_publickey)
         if self._handshakes is not None:
             self._handshakes.append(_Handshake(channel, socket))
         socket.connect(self._make_url(channel))
@@ -197,15 +200,22 @@ class _CurveClient(KernelClient):
         ConnectionRefusedByKernelError
             The subclass that fits, within five seconds.
         """
-        self._handshakes = []
-        super().start_channels(*args, **kwargs)
-        handshakes, self._handshakes = self._handshakes, None
+        handshakes = self._start_and_watch(*args, **kwargs)
         _wait(handshakes, _TIMEOUT)
         self._check(handshakes)
 
+    def _start_and_watch(self, *args: Any, **kwargs: Any) -> list[_Handshake]:
+        handshakes = self._handshakes = []
+        try:
+            super().start_channels(*args, **kwargs)
+        except BaseException:
+            _wait(handshakes, 0)
+            raise
+        finally:
+            self._handshakes = None
+        return handshakes
+
     def _check(self, handshakes: list[_Handshake]) -> None:
-        for one in handshakes:
-            one.close()
         failed = next((one for one in handshakes if one.outcome), None)
         if failed is None or failed.outcome is None:
             return
@@ -222,29 +232,30 @@ class _CurveClient(KernelClient):
         iopub = [one for one in handshakes if one.channel == "iopub"]
         if iopub:
             return iopub[0].outcome is None
-        self._handshakes = []
+        extra = self._handshakes = []
         socket = self._create_connected_socket("iopub")
-        handshakes, self._handshakes = self._handshakes, None
-        _wait(handshakes, 0.5)
-        handshakes[0].close()
+        self._handshakes = None
+        _wait(extra, 0.5)
         socket.close(linger=0)
-        return handshakes[0].outcome is None
+        return extra[0].outcome is None
 
 
 def _wait(handshakes: list[_Handshake], timeout: float) -> None:
+    """Wait until each handshake has come to an end, then stop watching; all of it in one thread."""
     deadline = time.monotonic() + timeout
-    poller = zmq.Poller()
-    for one in handshakes:
-        poller.register(one.monitor, zmq.POLLIN)
-    while not all(one.done for one in handshakes):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        poller.poll(int(left * 1000) + 1)
+    try:
+        while waiting := [one.monitor for one in handshakes if not one.done]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            zmq.select(waiting, [], [], timeout=left)
+            for one in handshakes:
+                one.read()
+    except zmq.ContextTerminated:
+        pass  # stop_channels has called it off
+    finally:
         for one in handshakes:
-            one.read()
-            if one.done and one.monitor in poller:
-                poller.unregister(one.monitor)
+            one.close()
 
 
 def _speaks_curve(url: str) -> bool:
@@ -294,10 +305,25 @@ class ThreadedKernelClient(_CurveClient, threaded.ThreadedKernelClient):
 class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
     """``jupyter_client.AsyncKernelClient`` with a key pair of its own."""
 
+    _connecting: asyncio.Future[None] | None = None
+    _watched: list[_Handshake] = []  # noqa: RUF012  never changed, only replaced
+
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
-        """Start the channels; `wait_for_ready` tells whether they are connected."""
-        self._handshakes = []
-        asynchronous.AsyncKernelClient.start_channels(self, *args, **kwargs)
+        """Start the channels; `wait_for_ready` tells whether they are connected.
+
+        Raises
+        ------
+        ConnectionRefusedByKernelError
+            Only where no event loop runs in this thread: then here, as for the blocking client.
+        """
+        self._watched = self._start_and_watch(*args, **kwargs)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            _wait(self._watched, _TIMEOUT)
+            self._check(self._watched)
+        else:
+            self._connecting = loop.run_in_executor(None, _wait, self._watched, _TIMEOUT)
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers.
@@ -309,8 +335,7 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
         RuntimeError
             As stock, if the kernel does not answer in *timeout* seconds.
         """
-        handshakes, self._handshakes = self._handshakes or [], None
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, _wait, handshakes, _TIMEOUT)
-        self._check(handshakes)
+        if self._connecting is not None:
+            await self._connecting
+            self._check(self._watched)
         await self._async_wait_for_ready(timeout=timeout)

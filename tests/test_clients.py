@@ -206,6 +206,31 @@ def test_drop_in_as_a_managers_client_class():
         km.shutdown_kernel(now=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_at_once_does_not_hang(kind, kernel, folder):
+    own = KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", own.public_key)
+
+    async def come_and_go(info):
+        client = kind(client_keys=own)
+        client.load_connection_info(info)
+        with contextlib.suppress(CurveKernelError):
+            client.start_channels()
+        client.stop_channels()
+
+    start = time.monotonic()
+    asyncio.run(come_and_go(kernel))
+    asyncio.run(come_and_go({**kernel, "shell_port": 1}))
+    assert time.monotonic() - start < 10
+
+
+def test_the_async_client_without_a_loop_checks_at_once(kernel):
+    client = clients.AsyncKernelClient(client_keys=KeyPair.generate())
+    client.load_connection_info(kernel)
+    with pytest.raises(clients.KeyNotAuthorizedError):
+        client.start_channels()
+
+
 def test_they_are_jupyter_clients_own():
     assert issubclass(clients.BlockingKernelClient, jupyter_client.BlockingKernelClient)
     assert issubclass(clients.AsyncKernelClient, jupyter_client.AsyncKernelClient)
