@@ -1,0 +1,459 @@
+"""The debugger: what it answers, beside stock, and what an attacker of another user gets out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client import KernelManager
+from support import listening_ports, run_code, wait_for
+
+pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc/net/tcp")
+
+# Another user may not be able to load it any more when it is wanted.
+"".encode("idna")
+
+CODE = "def f(x):\n    y = x * 2\n    return y\n\nfor n in range(3):\n    z = f(n)\nprint('done', z)"
+
+
+class Session:
+    """A debug session by hand, over the control channel."""
+
+    def __init__(self, kernel_name: str) -> None:
+        self.km = KernelManager(kernel_name=kernel_name)
+        self.km.start_kernel()
+        self.client = self.km.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+        self.seq = 0
+        self.request, self.text, self.idle = "", "", False
+        self.replies: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.stop_channels()
+        self.km.shutdown_kernel(now=True)
+
+    @property
+    def pid(self) -> int:
+        return self.km.provisioner.pid
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        self.seq += 1
+        content = {"type": "request", "seq": self.seq, "command": command, "arguments": arguments}
+        message = self.client.session.msg("debug_request", content)
+        self.client.control_channel.send(message)
+        while True:
+            reply = self.client.get_control_msg(timeout=20)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                self.replies.append(reply["content"])
+                return reply["content"]
+
+    def _next(self) -> dict[str, Any]:
+        message = self.client.get_iopub_msg(timeout=20)
+        if message["parent_header"].get("msg_id") == self.request:
+            if message["msg_type"] == "stream":
+                self.text += message["content"]["text"]
+            elif message["content"].get("execution_state") == "idle":
+                self.idle = True
+        return message
+
+    def event(self, name: str) -> dict[str, Any]:
+        while True:
+            message = self._next()
+            if message["msg_type"] == "debug_event" and message["content"]["event"] == name:
+                return message["content"]
+
+    def attach(self) -> None:
+        self.ask(
+            "initialize",
+            clientID="test",
+            adapterID="",
+            pathFormat="path",
+            linesStartAt1=True,
+            locale="en",
+        )
+        assert self.ask("attach")["success"]
+
+    def breakpoint(self, code: str, *breakpoints: dict[str, Any]) -> None:
+        path = self.ask("dumpCell", code=code)["body"]["sourcePath"]
+        self.ask(
+            "setBreakpoints", breakpoints=list(breakpoints), source={"path": path}, sourceModified=False
+        )
+        self.ask("source", source={"path": path})
+
+    def stopped(self) -> tuple[int, list[dict[str, Any]]]:
+        thread = self.event("stopped")["body"]["threadId"]
+        return thread, self.ask("stackTrace", threadId=thread)["body"]["stackFrames"]
+
+    def execute(self, code: str) -> None:
+        self.text, self.idle = "", False
+        self.request = self.client.execute(code)
+
+    def finish(self) -> str:
+        """Wait until the cell is done, going on wherever it stops; gives what it printed."""
+        while not self.idle:
+            content = self._next()["content"]
+            if content.get("event") == "stopped":
+                self.ask("continue", threadId=content["body"]["threadId"])
+        return self.text
+
+
+def everything(session: Session) -> None:
+    """Every request that a front end makes, in an order that makes sense, twice over."""
+    session.ask("debugInfo")
+    for _ in range(2):
+        session.attach()
+        session.breakpoint(CODE, {"line": 3}, {"line": 6, "condition": "n == 2"})
+        session.ask("setExceptionBreakpoints", filters=[])
+        session.ask("configurationDone")
+        session.execute(CODE)
+        for x in (0, 1):
+            thread, frames = session.stopped()
+            assert [(frame["name"], frame["line"]) for frame in frames[:2]] == [
+                ("f", 3),
+                ("<module>", 6),
+            ]
+            frame = frames[0]["id"]
+            scopes = session.ask("scopes", frameId=frame)["body"]["scopes"]
+            locals_ = scopes[0]["variablesReference"]
+            variables = session.ask("variables", variablesReference=locals_)["body"]["variables"]
+            assert {v["name"]: v["value"] for v in variables} == {"x": str(x), "y": str(2 * x)}
+            result = session.ask("evaluate", expression="y + 1", frameId=frame, context="repl")
+            assert result["body"]["result"] == str(2 * x + 1)
+            session.ask("richInspectVariables", variableName="y", frameId=frame)
+            session.ask("threads")
+            session.ask("continue", threadId=thread)
+            session.event("continued")
+        thread, frames = session.stopped()
+        assert frames[0]["line"] == 6, "the condition"
+        for step, name in (("stepIn", "f"), ("next", "f"), ("stepOut", "<module>")):
+            session.ask(step, threadId=thread)
+            thread, frames = session.stopped()
+            assert frames[0]["name"] == name
+            if frames[0]["name"] == "f" and step == "next" and frames[0]["line"] == 3:
+                continue
+        session.ask("debugInfo")
+        session.ask("setBreakpoints", breakpoints=[], source={"path": frames[0]["source"]["path"]})
+        session.ask("continue", threadId=thread)
+        assert "done 4" in session.finish()
+        session.ask("inspectVariables")
+        session.ask("richInspectVariables", variableName="z")
+        session.ask("copyToGlobals", dstVariableName="copied", srcVariableName="z", srcFrameId=0)
+        session.ask("modules", startModule=0, moduleCount=1)
+        session.ask("setExceptionBreakpoints", filters=["raised"])
+        session.execute("1 / 0")
+        thread, frames = session.stopped()
+        session.ask("exceptionInfo", threadId=thread)
+        session.ask("continue", threadId=thread)
+        session.finish()
+        session.ask("disconnect", restart=False, terminateDebuggee=False)
+
+
+def normalized(reply: dict[str, Any]) -> str:
+    """A reply without the numbers that differ from one process to the next."""
+    text = json.dumps(
+        {k: v for k, v in reply.items() if k not in ("seq", "request_seq")}, sort_keys=True
+    )
+    text = re.sub(r"ipykernel_\d+", "ipykernel_N", text)
+    text = re.sub(r'"(hashSeed|variablesReference|frameId|id|threadId)": \d+', r'"\1": 0', text)
+    text = re.sub(r'"stoppedThreads": \[[\d, ]*\]', '"stoppedThreads": []', text)
+    # One more thread than stock, so Python's counter is one ahead.
+    text = re.sub(r"Thread-\d+", "Thread-N", text)
+    return re.sub(r"0x[0-9a-f]+", "0x0", text)
+
+
+def test_replies_are_those_of_stock():
+    replies = []
+    for name in ("python3", "python3-curve"):
+        with Session(name) as session:
+            everything(session)
+            replies.append([normalized(reply) for reply in session.replies])
+    stock, curve = replies
+    assert len(stock) > 80
+    for number, (theirs, ours) in enumerate(zip(stock, curve, strict=True)):
+        if '"command": "inspectVariables"' in ours or '"modules": [' in ours:
+            # These list what is imported; only their form is the same.
+            assert theirs[:30] == ours[:30]
+        else:
+            assert theirs == ours, number
+
+
+DAP_EXPRESSION = "open({marker!r}, 'w').close()"
+
+
+def dap(connection: socket.socket, *requests: dict[str, Any]) -> bytes:
+    """Send DAP requests one after the other; gives all that came back."""
+    heard = b""
+    for number, request in enumerate(requests, 1):
+        body = json.dumps({"type": "request", "seq": number, **request}).encode()
+        with contextlib.suppress(OSError):
+            connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            connection.settimeout(0.2)
+            while chunk := connection.recv(1 << 16):
+                heard += chunk
+    return heard
+
+
+def attack(port: int, marker: str) -> list[bytes]:
+    """Try the whole set on one port; gives what came back of each."""
+    evaluate = {"expression": DAP_EXPRESSION.format(marker=marker), "context": "repl"}
+    initialize = {"command": "initialize", "arguments": {"adapterID": "debugpy", "clientID": "x"}}
+    attach = {"command": "attach", "arguments": {"connect": {"host": "127.0.0.1", "port": port}}}
+    tries: list[Any] = [
+        [
+            initialize,
+            attach,
+            {"command": "configurationDone"},
+            {"command": "threads"},
+            {"command": "evaluate", "arguments": evaluate},
+            {"command": "disconnect"},
+        ],
+        [initialize, {"command": "evaluate", "arguments": evaluate}],
+        *(
+            [
+                {"command": "pydevdAuthorize", "arguments": {"debugServerAccessToken": guess}},
+                initialize,
+                {"command": "evaluate", "arguments": evaluate},
+            ]
+            for guess in (None, "", "0" * 64)
+        ),
+        b"\xff" + bytes(8) + b"\x7f\x03",
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)),
+        b"501\t1\t0.1\tUNIX\n",
+    ]
+    heard = []
+    for one in tries:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), 1) as connection,
+        ):
+            if isinstance(one, bytes):
+                connection.sendall(one)
+                connection.settimeout(0.2)
+                with contextlib.suppress(OSError):
+                    heard.append(connection.recv(1 << 16))
+            else:
+                heard.append(dap(connection, *one))
+    return heard
+
+
+def local_listeners() -> set[int]:
+    """Every TCP port of this machine that is listened on: what any user may know."""
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:  # noqa: PTH123
+            for line in file.readlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A":
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports
+
+
+def prey(known: set[int], marker: str, notes: Path) -> None:
+    """Attack every new port five times, all ports at once, for two minutes at most."""
+    held = []
+    old = set(Path("/proc").glob("[0-9]*"))
+    deadline = time.monotonic() + 120
+    with notes.open("ab", buffering=0) as file:
+
+        def attack_port(port: int) -> None:
+            for _ in range(5):
+                for heard in attack(port, marker):
+                    file.write(b"port %d: %r\n" % (port, heard))
+                # Silent, and there to stay.
+                with contextlib.suppress(OSError):
+                    held.append(socket.create_connection(("127.0.0.1", port), 1))
+                time.sleep(0.5)
+
+        file.write(b"uid %d\n" % os.getuid())
+        while time.monotonic() < deadline:
+            for port in sorted(local_listeners() - known):
+                known.add(port)
+                threading.Thread(target=attack_port, args=(port,), daemon=True).start()
+            for name in ("cmdline", "environ"):
+                for process in set(Path("/proc").glob("[0-9]*")) - old:
+                    with contextlib.suppress(OSError):
+                        if b"-token" in (process / name).read_bytes():
+                            file.write(
+                                b"a token is in %s of %s\n" % (name.encode(), process.name.encode())
+                            )
+                            old.add(process)
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def attacker(tmp_path: Path, known: set[int]) -> Iterator[tuple[Path, Path]]:
+    """A process of another user that attacks each port as it appears: its marker and its notes."""
+    playground = tmp_path.parent / f"{tmp_path.name}-attacker"
+    playground.mkdir(mode=0o777)
+    playground.chmod(0o777)
+    marker, notes = playground / "marker", playground / "notes"
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            status = 0
+            prey(known, str(marker), notes)
+        except BaseException as error:  # noqa: BLE001
+            with notes.open("ab") as file:
+                file.write(f"it failed: {error!r}".encode())
+        os._exit(status)
+    try:
+        wait_for("the attacker", lambda: notes.exists() and b"uid 65534" in notes.read_bytes(), 10)
+        yield marker, notes
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def reachable(tmp_path: Path) -> None:
+    # pytest makes its folders for their owner only; the attacker may pass through, no more.
+    for folder in list(tmp_path.parents)[:2]:
+        if folder.stat().st_uid == os.geteuid() and str(folder).startswith("/tmp/"):
+            folder.chmod(0o711)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+def test_the_attacker_runs_code_in_stock(tmp_path):
+    """Where it is there from the start it disturbs stock so much that nobody gets to debug anything."""
+    reachable(tmp_path)
+    known = local_listeners()
+    with Session("python3") as session:
+        session.attach()
+        assert session.ask("disconnect", restart=False, terminateDebuggee=False)["success"]
+        with attacker(tmp_path, known) as (marker, _):
+            wait_for("the attacker to run code in stock", marker.exists, 60)
+
+
+@needs_root
+def test_an_attacker_of_another_user(tmp_path):
+    reachable(tmp_path)
+    with attacker(tmp_path, local_listeners()) as (marker, notes), Session("python3-curve") as session:
+        for _ in range(2):
+            session.attach()
+            session.breakpoint(CODE, {"line": 3})
+            session.ask("configurationDone")
+            assert len(listening_ports(session.pid)) == 6
+            session.execute(CODE)
+            for _ in range(3):
+                thread, frames = session.stopped()
+                assert frames[0]["name"] == "f"
+                session.ask("continue", threadId=thread)
+                session.event("continued")
+            assert "done 4" in session.finish()
+            assert session.ask("disconnect", restart=False, terminateDebuggee=False)["success"]
+            assert len(listening_ports(session.pid)) == 6
+        ports = listening_ports(session.pid)
+
+        def attacked_all() -> bool:
+            text = notes.read_bytes()
+            return all(text.count(b"port %d: " % port) >= 9 for port in ports)
+
+        wait_for("the attacker to try all ports", attacked_all, 60)
+        assert run_code(session.client, "print('undisturbed')") == ("ok", "undisturbed\n")
+        assert not marker.exists()
+        text = notes.read_bytes()
+        assert b"a token is in" not in text
+        assert b"it failed" not in text
+        assert b"success" not in text
+        # What a ZeroMQ port says to anybody is its greeting.
+        assert b"CURVE" in text
+
+
+@needs_root
+def test_no_token_where_others_can_read(tmp_path):
+    with Session("python3-curve") as session:
+        session.attach()
+        helpers = psutil.Process(session.pid).children(recursive=True)
+        assert len(helpers) == 1
+        for process in (*helpers, psutil.Process(session.pid)):
+            command = " ".join(process.cmdline())
+            assert "token" not in command
+            assert not re.search(r"[0-9a-f]{32}", command.replace(str(tmp_path), ""))
+        adapter = helpers[0]
+        assert session.ask("disconnect", restart=False)["success"]
+        os.kill(session.pid, signal.SIGKILL)
+        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running(), 10)
+
+
+def test_forked_children_run_on_while_the_debugger_is_on():
+    with Session("python3-curve") as session:
+        session.attach()
+        code = (
+            "import os, multiprocessing\n"
+            "def work(n):\n"
+            "    print('child', n * n, flush=True)\n"
+            "process = multiprocessing.get_context('fork').Process(target=work, args=(7,))\n"
+            "process.start(); process.join(10); print('exit', process.exitcode)"
+        )
+        session.breakpoint(code, {"line": 3})
+        session.ask("configurationDone")
+        status, text = run_code(session.client, code, timeout=30)
+        assert status == "ok"
+        assert "child 49" in text
+        assert "exit 0" in text
+        output = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'print(5)'],"
+        status, text = run_code(session.client, f"{output} capture_output=True, text=True))")
+        assert "returncode=0" in text
+        assert "stdout='5\\n'" in text
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Session("python3-curve") as session:
+        squatted = tmp_path / f"ipykernel_{session.pid}"
+        squatted.mkdir(mode=0o777)
+        os.chown(squatted, 65534, 65534)
+        reply = session.ask("initialize", clientID="test", adapterID="", pathFormat="path")
+        assert reply.get("success") is not True
+        assert list(squatted.iterdir()) == []
+        assert run_code(session.client, "print('goes on')") == ("ok", "goes on\n")
+
+
+def test_a_debugger_that_is_not_known_is_none(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import pydevd; del pydevd.start_client\n")
+    site = subprocess.run(
+        [sys.executable, "-c", "import debugpy.server.api, pydevd; print(pydevd.__file__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(site).parent}")
+    km = KernelManager(kernel_name="python3-curve")
+    km.start_kernel()
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        info = client.kernel_info(reply=True, timeout=20)["content"]
+        assert "debugger" not in info.get("supported_features", [])
+        assert not info.get("debugger", False)
+        assert run_code(client, "print('works')") == ("ok", "works\n")
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
