@@ -117,6 +117,11 @@ class Session:
 def everything(session: Session) -> None:
     """Every request that a front end makes, in an order that makes sense, twice over."""
     session.ask("debugInfo")
+    session.execute("z = [1, 2]")
+    session.finish()
+    session.ask("inspectVariables")
+    session.ask("richInspectVariables", variableName="z")
+    session.ask("richInspectVariables", variableName="no name")
     for _ in range(2):
         session.attach()
         session.breakpoint(CODE, {"line": 3}, {"line": 6, "condition": "n == 2"})
@@ -137,6 +142,9 @@ def everything(session: Session) -> None:
             result = session.ask("evaluate", expression="y + 1", frameId=frame, context="repl")
             assert result["body"]["result"] == str(2 * x + 1)
             session.ask("richInspectVariables", variableName="y", frameId=frame)
+            session.ask(
+                "copyToGlobals", dstVariableName="copied", srcVariableName="y", srcFrameId=frame
+            )
             session.ask("threads")
             session.ask("continue", threadId=thread)
             session.event("continued")
@@ -146,15 +154,11 @@ def everything(session: Session) -> None:
             session.ask(step, threadId=thread)
             thread, frames = session.stopped()
             assert frames[0]["name"] == name
-            if frames[0]["name"] == "f" and step == "next" and frames[0]["line"] == 3:
-                continue
         session.ask("debugInfo")
         session.ask("setBreakpoints", breakpoints=[], source={"path": frames[0]["source"]["path"]})
         session.ask("continue", threadId=thread)
         assert "done 4" in session.finish()
         session.ask("inspectVariables")
-        session.ask("richInspectVariables", variableName="z")
-        session.ask("copyToGlobals", dstVariableName="copied", srcVariableName="z", srcFrameId=0)
         session.ask("modules", startModule=0, moduleCount=1)
         session.ask("setExceptionBreakpoints", filters=["raised"])
         session.execute("1 / 0")
@@ -173,8 +177,10 @@ def normalized(reply: dict[str, Any]) -> str:
     text = re.sub(r"ipykernel_\d+", "ipykernel_N", text)
     text = re.sub(r'"(hashSeed|variablesReference|frameId|id|threadId)": \d+', r'"\1": 0', text)
     text = re.sub(r'"stoppedThreads": \[[\d, ]*\]', '"stoppedThreads": []', text)
-    # One more thread than stock, so Python's counter is one ahead.
-    text = re.sub(r"Thread-\d+", "Thread-N", text)
+    # ipykernel 6 counts the frames below the cell's, which are those of the launcher.
+    text = re.sub(r'"totalFrames": \d+', '"totalFrames": 0', text)
+    # Helper threads come when libraries want them, numbered in that order.
+    text = re.sub(r'(, )?\{"id": 0, "name": "Thread-\d+[^"]*"\}', "", text)
     return re.sub(r"0x[0-9a-f]+", "0x0", text)
 
 

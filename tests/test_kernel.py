@@ -99,7 +99,7 @@ def test_public_key_in_the_file_and_secret_elsewhere(tmp_path, keys, where):
         assert keys.secret_key not in environment
         assert b"JUPYTER_CURVE" not in environment
         assert b"JUPYTER_RUNTIME_DIR" in environment
-        names = "[n for n in os.environ if 'CURVE' in n]"
+        names = "[n for n in os.environ if 'JUPYTER_CURVE' in n]"
         assert run_code(client, f"import os; print({names})") == ("ok", "[]\n")
         call = "print(subprocess.check_output([sys.executable, '-c', {!r}]))"
         child = f"import os; print({names}, open('/proc/self/environ', 'rb').read())"
@@ -109,7 +109,7 @@ def test_public_key_in_the_file_and_secret_elsewhere(tmp_path, keys, where):
         )
         assert status == "ok"
         assert "JUPYTER_RUNTIME_DIR" in text
-        assert "CURVE" not in text
+        assert "JUPYTER_CURVE" not in text
         assert keys.secret_key.decode() not in run_code(client, "!env; cat /proc/self/environ")[1]
 
 
