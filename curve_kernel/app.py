@@ -13,6 +13,7 @@ import logging
 import os
 import shlex
 import socket
+import stat
 import sys
 import threading
 import warnings
@@ -218,15 +219,25 @@ class CurveKernelApp(IPKernelApp):
     def init_connection_file(self) -> None:
         """Read the connection file, if there is one, and find the key pair."""
         keys.require_curve()
-        if not self.connection_file:
-            self.connection_file = f"kernel-{os.getpid()}.json"
         info = None
         try:
+            if not self.connection_file:
+                # Upstream would also take a file of this name that somebody left, here or in the
+                # runtime folder, and with it keys that somebody else knows.
+                self.connection_file = f"{self.connection_dir}/kernel-{os.getpid()}.json"
+                Path(self.connection_file).unlink(missing_ok=True)
             self.connection_file = filefind(self.connection_file, [".", self.connection_dir])
         except OSError:
             self._create_connection_folder()
         else:
             info = connection_file.read(self.connection_file)
+            mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
+            if "curve_secretkey" in info and mode & 0o077:
+                self.log.warning(
+                    "Others can read the secret key in connection file %s: its mode is %04o, not 0600",
+                    self.connection_file,
+                    mode,
+                )
         self._keys = keys.find(self._environment, info, self.abs_connection_file)
         if info is None:
             atexit.register(self.cleanup_connection_file)

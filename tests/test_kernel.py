@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -133,6 +134,57 @@ def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
             process.wait(10)
 
 
+def test_a_file_that_somebody_left_under_the_kernels_own_name_is_not_taken(tmp_path, keys):
+    """Whoever guesses the process id could otherwise give the kernel keys of their own."""
+    planted = tmp_path / "shared"
+    planted.mkdir()
+    runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    content = json.dumps(connection_info(**both_keys(keys)))
+    code = (
+        "import os, sys, pathlib\n"
+        "for folder in sys.argv[1:]:\n"
+        "    pathlib.Path(folder, f'kernel-{os.getpid()}.json').write_text(sys.stdin.readline())\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'curve_kernel'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(planted), str(runtime)],
+        cwd=planted,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        process.stdin.write(f"{content}\n{content}\n")
+        process.stdin.close()
+        file = runtime / f"kernel-{process.pid}.json"
+
+        def ready() -> dict | None:
+            with contextlib.suppress(OSError, ValueError):
+                info = json.loads(file.read_text())
+                return info if info["shell_port"] else None
+            return None
+
+        info = wait_for("the kernel's own file", ready)
+        assert info["curve_publickey"] != keys.public_key.decode()
+        assert "curve_secretkey" not in info
+        assert info["key"] != "k" * 32
+        assert json.loads((planted / file.name).read_text())["shell_port"] == 0
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_others_can_read_the_secret_in_the_file(tmp_path, keys):
+    file, err = tmp_path / "kernel.json", tmp_path / "err"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    for mode, warns in ((0o644, True), (0o600, False)):
+        file.chmod(mode)
+        with err.open("w") as stderr, headless(file=file, stderr=stderr):
+            pass
+        assert ("Others can read the secret key" in err.read_text()) is warns
+        file.write_text(json.dumps(connection_info(**both_keys(keys))))
+
+
 def test_variable_without_a_file(tmp_path, keys):
     file = tmp_path / "new folder" / "kernel.json"
     env = {VARIABLE: keys.secret_key.decode()}
@@ -149,6 +201,7 @@ def test_one_log_line_names_the_key_and_none_warns(tmp_path, keys):
     file = tmp_path / "kernel.json"
     command = [*MODULE, "-f", str(file), "--debug"]
     file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    file.chmod(0o600)
     err = tmp_path / "err"
     with err.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
