@@ -192,6 +192,7 @@ class CurveKernelApp(IPKernelApp):
     _environment: EnvironmentSecret
     _authenticator: ClientAuthenticator | None = None
     _monitor: HandshakeMonitor | None = None
+    _secret_file_mode = 0o600
     server_key: bytes = b""
 
     @default("authorized_clients")
@@ -231,13 +232,8 @@ class CurveKernelApp(IPKernelApp):
             self._create_connection_folder()
         else:
             info = connection_file.read(self.connection_file)
-            mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
-            if "curve_secretkey" in info and mode & 0o077:
-                self.log.warning(
-                    "Others can read the secret key in connection file %s: its mode is %04o, not 0600",
-                    self.connection_file,
-                    mode,
-                )
+            if "curve_secretkey" in info:
+                self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
         self._keys = keys.find(self._environment, info, self.abs_connection_file)
         if info is None:
             atexit.register(self.cleanup_connection_file)
@@ -433,6 +429,12 @@ class CurveKernelApp(IPKernelApp):
         """Say that the kernel is encrypted, name its public key, and tell how to connect."""
         server_key = self.server_key.decode()
         self.log.info("Every channel is encrypted (CURVE); server key: %s", server_key)
+        if self._secret_file_mode & 0o077:
+            self.log.warning(
+                "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
+                self.abs_connection_file,
+                self._secret_file_mode,
+            )
         super().log_connection_info()
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
             print(

@@ -25,8 +25,8 @@ __all__ = ["AuditLog", "ClientAuthenticator", "HandshakeMonitor"]
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
 # Values of HANDSHAKE_FAILED_PROTOCOL, from libzmq's zmq.h; pyzmq has no names for them.
-_CRYPTOGRAPHIC = 0x11000001
-_MECHANISM_MISMATCH = 0x11000002
+_REASONS = {0x11000001: "wrong server key", 0x11000002: "no CURVE, plaintext perhaps"}
+_LEFT = -1
 
 
 class AuditLog:
@@ -60,6 +60,11 @@ class AuditLog:
     def refused(self, channel: str, address: str, why: str, detail: str = "") -> None:
         """Log that a peer was refused, and why; *detail* is not part of what is counted."""
         self._add(logging.WARNING, why, f"{channel}: refused a client from {address}: {why}{detail}")
+
+    def left(self, channel: str, address: str) -> None:
+        """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""
+        line = f"{channel}: a client from {address} left during the handshake, plaintext perhaps"
+        self._add(logging.INFO, "left during the handshake", line)
 
     def _add(self, level: int, kind: str, line: str) -> None:
         with self._lock:
@@ -187,11 +192,15 @@ class ClientAuthenticator(ThreadAuthenticator):
 class HandshakeMonitor(threading.Thread):
     """Logs the handshakes that fail before ZAP sees them: plaintext, or a wrong server key.
 
-    One thread reads the monitors of all sockets. A peer that only reads the greeting and leaves is not
-    logged.
+    One thread reads the monitors of all sockets.
     """
 
-    _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
+    _EVENTS = (
+        zmq.EVENT_ACCEPTED
+        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        | zmq.EVENT_DISCONNECTED
+    )
     # A monitor blocks libzmq's I/O thread while its queue is full.
     _QUEUE = 100_000
 
@@ -242,23 +251,22 @@ class HandshakeMonitor(threading.Thread):
 
     def _handle(self, channel: str, event: Any) -> None:
         value = int(event["value"])
+        failure = self._failure.pop(channel, None)
+        address = "an unknown address"
         match event["event"]:
             case zmq.EVENT_ACCEPTED:
                 self._peers[channel, value] = _peer_of(value)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self._failure[channel] = value
+            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self._failure[channel] = _LEFT
             case zmq.EVENT_DISCONNECTED:
-                # libzmq's I/O thread reports the failure and then, at once, the file descriptor.
-                address = self._peers.pop((channel, value), "an unknown address")
-                match self._failure.pop(channel, None):
-                    case None:
-                        pass
-                    case zmq_error if zmq_error == _MECHANISM_MISMATCH:
-                        self._audit.refused(channel, address, "no CURVE, plaintext perhaps")
-                    case zmq_error if zmq_error == _CRYPTOGRAPHIC:
-                        self._audit.refused(channel, address, "wrong server key")
-                    case _:
-                        self._audit.refused(channel, address, "malformed handshake")
+                address = self._peers.pop((channel, value), address)
+        # libzmq's I/O thread reports a failure and then, at once, the file descriptor that it was on.
+        if failure == _LEFT:
+            self._audit.left(channel, address)
+        elif failure is not None:
+            self._audit.refused(channel, address, _REASONS.get(failure, "malformed handshake"))
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""

@@ -23,3 +23,12 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("JUPYTER_CURVE", "JPY_", "JUPYTER_PATH")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def folder() -> Path:
+    """Make the folder that lists the clients, with nobody in it."""
+    folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
+    for name in ("owners", "viewers"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    return folder

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import zmq
-from jupyter_client import BlockingKernelClient
+from jupyter_client import BlockingKernelClient, KernelManager
 
 from curve_kernel.keys import KeyPair
 
@@ -135,6 +136,24 @@ def client_of(info: dict[str, Any], keys: KeyPair) -> Iterator[BlockingKernelCli
         yield client
     finally:
         client.stop_channels()
+
+
+@contextlib.contextmanager
+def started(
+    kernel_name: str, manager: type[KernelManager] = KernelManager, **kwargs: Any
+) -> Iterator[tuple[KernelManager, Any]]:
+    """A kernel that a manager has started, with the manager's own client."""
+    file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{uuid.uuid4()}.json"
+    km = manager(kernel_name=kernel_name, **{"connection_file": str(file), **kwargs})
+    km.start_kernel()
+    client = km.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        yield km, client
+    finally:
+        client.stop_channels()
+        km.shutdown_kernel(now=True)
 
 
 def run_code(client: Any, code: str, timeout: float = 30, **kwargs: Any) -> tuple[str, str]:

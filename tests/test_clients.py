@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import threading
 import time
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import jupyter_client
 import pytest
-from jupyter_client import KernelManager
-from support import both_keys, connection_info, headless, run_code
+from support import both_keys, connection_info, headless, run_code, started
 
 from curve_kernel import client as clients
 from curve_kernel.errors import CurveKernelError
@@ -69,14 +67,6 @@ def failure(kind, info, own=None, **channels) -> CurveKernelError:
     if own is not None:
         assert own.secret_key.decode() not in str(caught.value)
     return caught.value
-
-
-@pytest.fixture
-def folder() -> Path:
-    folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
-    for name in ("owners", "viewers"):
-        (folder / name).mkdir(parents=True, mode=0o700)
-    return folder
 
 
 @pytest.fixture
@@ -137,21 +127,13 @@ class TestEach:
         assert "server key" in error.message
 
     def test_a_server_that_speaks_no_curve(self, kind):
-        km = KernelManager(kernel_name="python3", transport_encryption="disabled")
-        km.start_kernel()
-        stock = km.client()
-        stock.start_channels()
-        try:
-            stock.wait_for_ready(timeout=30)
+        with started("python3", transport_encryption="disabled") as (km, _):
             info = json.loads(Path(km.connection_file).read_text())
             assert type(failure(kind, info)) is clients.NoCurveServerError
             info["curve_publickey"] = KeyPair.generate().public_key.decode()
             error = failure(kind, info)
             assert type(error) is clients.NoCurveServerError
             assert "speaks no CURVE" in error.message
-        finally:
-            stock.stop_channels()
-            km.shutdown_kernel(now=True)
 
     def test_nobody_there(self, kind, kernel):
         with contextlib.ExitStack() as stack:
@@ -191,19 +173,10 @@ def test_no_server_key_at_all_never_means_plaintext():
 
 
 def test_drop_in_as_a_managers_client_class():
-    km = KernelManager(
-        kernel_name="python3-curve", client_class="curve_kernel.client.BlockingKernelClient"
-    )
-    km.start_kernel()
-    client = km.client()
-    assert isinstance(client, clients.BlockingKernelClient)
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
+    name = "curve_kernel.client.BlockingKernelClient"
+    with started("python3-curve", client_class=name) as (_, client):
+        assert isinstance(client, clients.BlockingKernelClient)
         assert run_code(client, "print('in')") == ("ok", "in\n")
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

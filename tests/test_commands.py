@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,13 +10,12 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
-from support import MODULE, run_code, wait_for
+from support import MODULE, run_code, started, wait_for
 
 from curve_kernel.keys import KeyPair
 
@@ -157,21 +155,6 @@ def test_the_folder_cannot_be_written(tmp_path, monkeypatch):
     fails("keygen", says="can't be written", hint="configuration folder")
 
 
-@contextlib.contextmanager
-def kernel() -> Iterator[tuple[KernelManager, object]]:
-    file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{uuid.uuid4()}.json"
-    km = KernelManager(kernel_name="python3-curve", connection_file=str(file))
-    km.start_kernel()
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
-        yield km, client
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
-
-
 class Terminal:
     """A terminal of tmux, in which a command runs as a person's would."""
 
@@ -227,12 +210,23 @@ class Terminal:
         self.tmux("kill-server")
 
 
+def console(km: KernelManager) -> Terminal:
+    return Terminal("console", "--existing", km.connection_file)
+
+
+def watch(km: KernelManager) -> Terminal:
+    return Terminal("watch", "--existing", km.connection_file)
+
+
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
 
 
 @needs_tmux
 def test_console_first_use_and_then_a_session(curve):
-    with kernel() as (km, client), Terminal("console", "--existing", km.connection_file) as terminal:
+    with (
+        started("python3-curve") as (km, client),
+        Terminal("console", "--existing", km.connection_file) as terminal,
+    ):
         terminal.wait("In [")
         screen = terminal.screen()
         assert "made your key pair" in screen
@@ -280,7 +274,7 @@ def test_console_on_a_stock_kernel_with_both_keys_in_its_file(tmp_path):
 def test_watch_as_a_viewer(tmp_path):
     certificate = colleague(tmp_path)
     home = tmp_path / "colleague"
-    with kernel() as (km, client):
+    with started("python3-curve") as (km, client):
         leaked = tmp_path / "copy.json"
         shutil.copy(km.connection_file, leaked)
         with Terminal("watch", "--existing", str(leaked), home=home) as terminal:
@@ -321,7 +315,10 @@ def test_watch_as_a_viewer(tmp_path):
 @needs_tmux
 def test_watch_survives_a_restart_and_ends_with_the_kernel():
     assert run("keygen")[0] == 0
-    with kernel() as (km, client), Terminal("watch", "--existing", km.connection_file) as terminal:
+    with (
+        started("python3-curve") as (km, client),
+        Terminal("watch", "--existing", km.connection_file) as terminal,
+    ):
         terminal.wait("read-only")
         run_code(client, "print('before')")
         terminal.wait("\nbefore")

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client import KernelManager
-from support import listening_ports, run_code, wait_for
+from support import listening_ports, run_code, started, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc/net/tcp")
 
@@ -452,16 +452,8 @@ def test_a_debugger_that_is_not_known_is_none(tmp_path, monkeypatch):
         check=True,
     ).stdout.strip()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(site).parent}")
-    km = KernelManager(kernel_name="python3-curve")
-    km.start_kernel()
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
+    with started("python3-curve") as (_, client):
         info = client.kernel_info(reply=True, timeout=20)["content"]
         assert "debugger" not in info.get("supported_features", [])
         assert not info.get("debugger", False)
         assert run_code(client, "print('works')") == ("ok", "works\n")
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from support import MODULE, refused, run_code
+from support import MODULE, refused, run_code, started
 
 KERNEL = """
 from ipykernel.kernelbase import Kernel
@@ -99,17 +99,9 @@ def test_options_reach_a_running_kernel():
     )
     spec = spec_in(Path(os.environ["JUPYTER_DATA_DIR"]), "mine")
     assert spec["display_name"] == "My kernel"
-    km = KernelManager(kernel_name="mine")
-    km.start_kernel()
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
+    with started("mine") as (_, client):
         code = "import os; print(os.environ['A_B'], get_ipython().profile)"
         assert run_code(client, code) == ("ok", "c d p1\n")
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
 
 
 def test_another_ipykernel_based_kernel(tmp_path, monkeypatch):
@@ -119,17 +111,9 @@ def test_another_ipykernel_based_kernel(tmp_path, monkeypatch):
     spec = spec_in(Path(os.environ["JUPYTER_DATA_DIR"]), "echo-curve")
     assert (spec["language"], spec["display_name"]) == ("echo", "Echo (CurveZMQ)")
     assert spec["metadata"]["debugger"] is False
-    km = KernelManager(kernel_name="echo-curve")
-    km.start_kernel()
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
+    with started("echo-curve") as (km, client):
         assert run_code(client, "hello") == ("ok", "hello")
         assert "curve_secretkey" not in Path(km.connection_file).read_text()
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
 
 
 def test_without_the_provisioner_the_front_end_provides_the_keys():

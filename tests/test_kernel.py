@@ -181,7 +181,7 @@ def test_others_can_read_the_secret_in_the_file(tmp_path, keys):
         file.chmod(mode)
         with err.open("w") as stderr, headless(file=file, stderr=stderr):
             pass
-        assert ("Others can read the secret key" in err.read_text()) is warns
+        assert ("Others could read the secret key" in err.read_text()) is warns
         file.write_text(json.dumps(connection_info(**both_keys(keys))))
 
 

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-import uuid
 import venv
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import NoSuchKernel
-from support import CHANNELS, listening_ports, run_code, wait_for
+from support import CHANNELS, listening_ports, run_code, started, wait_for
 
 import curve_kernel
 from curve_kernel.wire import read_mechanism
@@ -42,21 +41,6 @@ def write_spec(name: str, *, python: str = sys.executable, module: str = "curve_
     }
     (folder / "kernel.json").write_text(json.dumps(spec))
     return name
-
-
-@contextlib.contextmanager
-def started(name: str, **kwargs):
-    file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"{uuid.uuid4()}.json"
-    km = KernelManager(kernel_name=name, connection_file=str(file))
-    km.start_kernel(**kwargs)
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
-        yield km, client
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
 
 
 def check_encrypted(km, *, ports: int = 6) -> None:
@@ -231,17 +215,9 @@ def test_a_secret_in_the_servers_own_environment_is_not_handed_down(monkeypatch)
 
 
 def test_a_server_that_asks_for_encryption_itself_gets_it():
-    km = KernelManager(kernel_name="python3-curve", transport_encryption="required")
-    km.start_kernel()
-    client = km.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=30)
+    with started("python3-curve", transport_encryption="required") as (km, _):
         check_encrypted(km)
         assert files_holding(km.curve_secretkey) == []
-    finally:
-        client.stop_channels()
-        km.shutdown_kernel(now=True)
 
 
 def test_ipc_kernel():
@@ -249,17 +225,10 @@ def test_ipc_kernel():
     with contextlib.ExitStack() as stack:
         folder = Path(subprocess.check_output(["mktemp", "-d", "-p", "/tmp"], text=True).strip())
         stack.callback(lambda: subprocess.run(["rm", "-r", str(folder)], check=True))
-        km = KernelManager(kernel_name="python3-curve", transport="ipc", ip=str(folder / "k"))
-        km.start_kernel()
-        client = km.client()
-        client.start_channels()
-        try:
-            client.wait_for_ready(timeout=30)
-            assert {read_mechanism(km._make_url(channel)) for channel in CHANNELS} == {"CURVE"}
-            assert run_code(client, "7") == ("ok", "7")
-        finally:
-            client.stop_channels()
-            km.shutdown_kernel(now=True)
+        running = started("python3-curve", transport="ipc", ip=str(folder / "k"))
+        km, client = stack.enter_context(running)
+        assert {read_mechanism(km._make_url(channel)) for channel in CHANNELS} == {"CURVE"}
+        assert run_code(client, "7") == ("ok", "7")
 
 
 def test_the_kernel_ends_with_its_manager():
