@@ -20,7 +20,11 @@ from curve_kernel import connection_file
 from curve_kernel.keys import KeyPair
 from curve_kernel.wire import read_mechanism
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+    # JupyterLab's own page is sometimes late or early on a busy machine.
+    pytest.mark.flaky(reruns=1),
+]
 
 PLOT = """import matplotlib.pyplot as plt, numpy as np
 y, x = np.mgrid[-3:3:300j, -2:3:300j]
