@@ -126,8 +126,11 @@ class ClientAuthenticator(ThreadAuthenticator):
         anybody: bool,
         audit: AuditLog,
     ) -> None:
-        # pyzmq logs each request at debug level, with nothing in it that the audit log lacks.
-        super().__init__(context, log=logging.getLogger("curve_kernel.zap"))
+        # pyzmq logs each request at debug level, a peer's own bytes among it. User code that logs
+        # everything must not get to show them in the notebook.
+        log = logging.getLogger("curve_kernel.zap")
+        log.setLevel(logging.WARNING)
+        super().__init__(context, log=log)
         self._manager_key = manager_key
         self._clients = clients
         self._anybody = anybody
