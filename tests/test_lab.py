@@ -23,7 +23,7 @@ from curve_kernel.wire import read_mechanism
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
     # JupyterLab's own page is sometimes late or early on a busy machine.
-    pytest.mark.flaky(reruns=1),
+    pytest.mark.flaky(reruns=2),
 ]
 
 PLOT = """import matplotlib.pyplot as plt, numpy as np

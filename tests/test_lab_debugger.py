@@ -16,7 +16,10 @@ pytest.importorskip("playwright")
 from browser import CHROMIUM, Lab, browser_page, jupyter_server
 from playwright.sync_api import Locator, WebSocket, expect
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+    pytest.mark.flaky(reruns=2),
+]
 
 # What a kernel of each kind is started with, and the name of its tile.
 KERNELS = {
