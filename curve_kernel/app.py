@@ -36,7 +36,7 @@ from traitlets.utils import filefind
 from zmq.eventloop.zmqstream import ZMQStream
 
 from . import __version__, connection_file, keys, sockets
-from .authorization import AuditLog, ClientAuthenticator, HandshakeMonitor
+from .authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
 from .errors import CurveKernelError, fail
 from .identity import AuthorizedClients, curve_folder
 from .keys import EnvironmentSecret, KeyPair
@@ -100,12 +100,18 @@ class CurveIOPubThread(IOPubThread):
     server key without which there is no handshake.
     """
 
+    def __init__(self, *args: Any, monitor: HandshakeMonitor | None, **kwargs: Any) -> None:
+        self._monitor = monitor
+        super().__init__(*args, **kwargs)
+
     def _setup_pipe_in(self) -> None:
         self._pipe_uuid = os.urandom(16)
         self._pipe_keys, self._pipe_client_keys = KeyPair.generate(), KeyPair.generate()
         pipe_in = self.socket.context.socket(zmq.PULL)
         pipe_in.linger = 0
         sockets.make_server(pipe_in, self._pipe_keys)
+        if self._monitor is not None:
+            self._monitor.watch(pipe_in, "pipe")
         try:
             self._pipe_port = pipe_in.bind_to_random_port("tcp://127.0.0.1")
         except zmq.ZMQError as error:
@@ -172,6 +178,8 @@ class CurveKernelApp(IPKernelApp):
             "clients": ("curve_kernel.cli.clients.ClientsApp", "show who may connect"),
             "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
             "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
+            "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
+            "doctor": ("curve_kernel.cli.doctor.DoctorApp", "see whether this environment can encrypt"),
         }
     )
 
@@ -189,6 +197,7 @@ class CurveKernelApp(IPKernelApp):
     )
 
     _keys: KeyPair | None = None
+    _own_client_keys: KeyPair
     _environment: EnvironmentSecret
     _authenticator: ClientAuthenticator | None = None
     _monitor: HandshakeMonitor | None = None
@@ -282,17 +291,24 @@ class CurveKernelApp(IPKernelApp):
     def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
         """Start answering ZAP requests and watching handshakes, before the first port opens."""
         audit = AuditLog(self.log)
+        self._own_client_keys = KeyPair.generate()
+        self._monitor = HandshakeMonitor(context, audit)
+        self._monitor.start()
         self._authenticator = ClientAuthenticator(
             context,
             self.server_key,
+            self._own_client_keys.public_key,
             self._authorized,
             anybody=self.client_authorization == "any",
             audit=audit,
+            monitor=self._monitor,
         )
         self._authenticator.start()
-        self._monitor = HandshakeMonitor(context, audit)
-        self._monitor.start()
         return self._monitor
+
+    def bound_ports(self) -> list[Port]:
+        """Return every bound socket, as libzmq tells of it, and who is connected."""
+        return self._monitor.ports() if self._monitor is not None else []
 
     def close(self) -> None:
         """Stop letting clients in, then close the sockets."""
@@ -352,16 +368,20 @@ class CurveKernelApp(IPKernelApp):
             s.close(linger=0)
             raise self._bind_error(channel, port, error) from None
 
+    def _apply_curve_client_options(self, socket: zmq.Socket[Any]) -> None:
+        """Make *socket* a CURVE client of this kernel; upstream calls this since 7.3."""
+        sockets.make_client(socket, self._own_client_keys, self.server_key)
+
     def init_control(self, context: zmq.Context[Any]) -> None:
         """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""
         assert self._keys is not None
         # Before 7.3 upstream creates and connects debug_shell_socket without any CURVE option.
-        with sockets.client_defaults(context, self._keys, self._keys.public_key):
+        with sockets.client_defaults(context, self._own_client_keys, self._keys.public_key):
             super().init_control(context)
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         """Bind iopub and start its thread, with an encrypted pipe for forked children."""
-        with _in_place_of_upstream(IOPubThread=CurveIOPubThread):
+        with _in_place_of_upstream(IOPubThread=partial(CurveIOPubThread, monitor=self._monitor)):
             super().init_iopub(context)
 
     def init_heartbeat(self) -> None:

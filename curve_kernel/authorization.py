@@ -10,23 +10,65 @@ import collections
 import logging
 import os
 import socket
+import struct
 import threading
 import time
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, cast
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
-from .identity import MANAGER, AuthorizedClients
+from .identity import MANAGER, OWN_CLIENT, AuthorizedClients
 
-__all__ = ["AuditLog", "ClientAuthenticator", "HandshakeMonitor"]
+__all__ = ["AuditLog", "ClientAuthenticator", "Connection", "HandshakeMonitor", "Port"]
 
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
 # Values of HANDSHAKE_FAILED_PROTOCOL, from libzmq's zmq.h; pyzmq has no names for them.
 _REASONS = {0x11000001: "wrong server key", 0x11000002: "no CURVE, plaintext perhaps"}
 _LEFT = -1
+_UNKNOWN_ADDRESS = "an unknown address"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection to one of the kernel's ports, after its handshake.
+
+    ``role`` is ``manager``, ``owner`` or ``viewer``, ``anybody`` for a client that is not listed
+    where that is allowed, ``kernel`` for the kernel's own debugger, and empty where no key is asked
+    for. ``name`` is empty for who has none.
+    """
+
+    channel: str
+    address: str
+    role: str = ""
+    name: str = ""
+    public_key: str = ""
+    since: datetime | None = None
+
+    @property
+    def who(self) -> str:
+        """The client, as a line in the log names it."""
+        if self.role == "anybody":
+            return f"anybody with key {self.public_key}"
+        return f"{self.role} {self.name!r}" if self.name else self.role
+
+
+@dataclass(frozen=True)
+class Port:
+    """A bound socket, as libzmq tells of it.
+
+    ``refused`` counts connections by the reason why they came to nothing.
+    """
+
+    channel: str
+    mechanism: str
+    endpoint: str
+    connections: tuple[Connection, ...]
+    refused: dict[str, int]
 
 
 class AuditLog:
@@ -51,20 +93,28 @@ class AuditLog:
         self._lock = threading.Lock()
         self._start = 0.0
         self._lines: collections.Counter[int] = collections.Counter()
-        self._left_out: collections.Counter[str] = collections.Counter()
+        self._left_out: collections.Counter[tuple[int, str]] = collections.Counter()
+        self._counts: collections.Counter[tuple[str, str]] = collections.Counter()
 
-    def let_in(self, channel: str, address: str, who: str) -> None:
-        """Log that *who* was let in."""
-        self._add(logging.INFO, "let in", f"{channel}: let in {who} from {address}")
+    def let_in(self, connection: Connection) -> None:
+        """Log who was let in."""
+        line = f"{connection.channel}: let in {connection.who} from {connection.address}"
+        self._add(logging.INFO, "let in", line)
 
     def refused(self, channel: str, address: str, why: str, detail: str = "") -> None:
         """Log that a peer was refused, and why; *detail* is not part of what is counted."""
+        self._counts[channel, why] += 1
         self._add(logging.WARNING, why, f"{channel}: refused a client from {address}: {why}{detail}")
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""
+        self._counts[channel, "left during the handshake"] += 1
         line = f"{channel}: a client from {address} left during the handshake, plaintext perhaps"
         self._add(logging.INFO, "left during the handshake", line)
+
+    def counts(self, channel: str) -> dict[str, int]:
+        """Return how many peers *channel* has not let in since the start, by reason."""
+        return {why: count for (name, why), count in self._counts.copy().items() if name == channel}
 
     def _add(self, level: int, kind: str, line: str) -> None:
         with self._lock:
@@ -80,7 +130,7 @@ class AuditLog:
                 timer = threading.Timer(self._start + self._period - now, self.flush)
                 timer.daemon = True
                 timer.start()
-            self._left_out[kind] += 1
+            self._left_out[level, kind] += 1
 
     def flush(self) -> None:
         """Log the counts of what was left out so far."""
@@ -88,10 +138,13 @@ class AuditLog:
             self._report()
 
     def _report(self) -> None:
-        if self._left_out:
-            counts = ", ".join(f"{count} x {kind}" for kind, count in self._left_out.most_common())
-            self._log.warning(
-                "%d connections were not logged one by one: %s", self._left_out.total(), counts
+        for level in {level for level, _ in self._left_out}:
+            left_out = [(kind, n) for (at, kind), n in self._left_out.most_common() if at == level]
+            self._log.log(
+                level,
+                "%d connections were not logged one by one: %s",
+                sum(count for _, count in left_out),
+                ", ".join(f"{count} x {kind}" for kind, count in left_out),
             )
         self._lines.clear()
         self._left_out.clear()
@@ -109,22 +162,28 @@ class ClientAuthenticator(ThreadAuthenticator):
         The context of the sockets.
     manager_key : bytes
         The kernel's own public key, 40 bytes of Z85: who holds its secret may use every channel.
+    own_client_key : bytes
+        The public key of the client inside the kernel, its debugger, which uses shell.
     clients : AuthorizedClients
         The clients that are listed.
     anybody : bool
         Let in whoever has the server key; the list then only gives names.
     audit : AuditLog
-        Is told of each decision.
+        Is told of each refusal.
+    monitor : HandshakeMonitor
+        Is told of whom it lets in.
     """
 
     def __init__(
         self,
         context: zmq.Context[Any],
         manager_key: bytes,
+        own_client_key: bytes,
         clients: AuthorizedClients,
         *,
         anybody: bool,
         audit: AuditLog,
+        monitor: HandshakeMonitor,
     ) -> None:
         # pyzmq logs each request at debug level, a peer's own bytes among it. User code that logs
         # everything must not get to show them in the notebook.
@@ -132,9 +191,11 @@ class ClientAuthenticator(ThreadAuthenticator):
         log.setLevel(logging.WARNING)
         super().__init__(context, log=log)
         self._manager_key = manager_key
+        self._own_client_key = own_client_key
         self._clients = clients
         self._anybody = anybody
         self._audit = audit
+        self._monitor = monitor
         self._address = self._user_id = ""
         self._pid = os.getpid()
         for channel in ("shell", "stdin", "control", "iopub"):
@@ -162,24 +223,24 @@ class ClientAuthenticator(ThreadAuthenticator):
 
     def callback(self, channel: str, key: bytes) -> bool:
         """Say whether the client with public *key*, 40 bytes of Z85, may use *channel*."""
-        if key == self._manager_key:
-            self._user_id = MANAGER
-            self._audit.let_in(channel, self._address, MANAGER)
-            return True
         client = self._clients.find(key)
         shown = key.decode()
-        if client is None:
-            if not self._anybody:
-                self._audit.refused(channel, self._address, "unknown key", f" {shown}")
-                return False
-            self._user_id = shown
-            self._audit.let_in(channel, self._address, f"anybody with key {shown}")
-            return True
-        if client.role == "viewer" and channel not in VIEWER_CHANNELS and not self._anybody:
+        if key == self._manager_key:
+            role, name = MANAGER, ""
+        elif key == self._own_client_key and channel == "shell":
+            role, name = OWN_CLIENT, ""
+        elif client is None and self._anybody:
+            role, name = "anybody", ""
+        elif client is None:
+            self._audit.refused(channel, self._address, "unknown key", f" {shown}")
+            return False
+        elif client.role == "viewer" and channel not in VIEWER_CHANNELS and not self._anybody:
             self._audit.refused(channel, self._address, "not for viewers", f" such as {client.name!r}")
             return False
-        self._user_id = client.name
-        self._audit.let_in(channel, self._address, f"{client.role} {client.name!r}")
+        else:
+            role, name = client.role, client.name
+        self._user_id = name or (shown if role == "anybody" else role)
+        self._monitor.let_in(Connection(channel, self._address, role, name, shown))
         return True
 
     def curve_user_id(self, client_public_key: bytes) -> str:  # noqa: ARG002
@@ -192,14 +253,42 @@ class ClientAuthenticator(ThreadAuthenticator):
             super().stop()
 
 
-class HandshakeMonitor(threading.Thread):
-    """Logs the handshakes that fail before ZAP sees them: plaintext, or a wrong server key.
+@dataclass
+class _Watched:
+    """What is known of a socket that is watched."""
 
-    One thread reads the monitors of all sockets.
+    channel: str
+    mechanism: str
+    monitor: zmq.Socket[Any]
+    endpoint: str = ""
+    # By file descriptor, in the order of accepting: the handshake is going on, or behind.
+    handshaking: dict[int, str] = field(default_factory=dict)
+    connected: dict[int, Connection] = field(default_factory=dict)
+    # Whom the authenticator let in, and whose handshake is not known to be behind yet.
+    let_in: list[Connection] = field(default_factory=list)
+    failure: int | None = None
+
+
+class HandshakeMonitor(threading.Thread):
+    """Knows who is connected, and logs the handshakes that fail before ZAP sees them.
+
+    One thread reads libzmq's monitors of all sockets; messages do not pass here. libzmq does not tell
+    which connection it was whose handshake succeeded. Where several from one address are in it at the
+    same time, TCP's count of bytes sent tells those that have got their READY; where even that leaves
+    a choice (it does on ipc), the first that was accepted is taken, so names may then be exchanged.
+
+    Parameters
+    ----------
+    context : zmq.Context
+        Of most of the sockets. They may have others.
+    audit : AuditLog
+        Is told of who was let in and of each failure.
     """
 
     _EVENTS = (
-        zmq.EVENT_ACCEPTED
+        zmq.EVENT_LISTENING
+        | zmq.EVENT_ACCEPTED
+        | zmq.EVENT_HANDSHAKE_SUCCEEDED
         | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         | zmq.EVENT_DISCONNECTED
@@ -212,9 +301,7 @@ class HandshakeMonitor(threading.Thread):
         vars(self).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._audit = audit
         self._lock = threading.Lock()
-        self._watched: dict[zmq.Socket[Any], tuple[str, zmq.Socket[Any]]] = {}
-        self._peers: dict[tuple[str, int], str] = {}
-        self._failure: dict[str, int] = {}
+        self._watched: dict[zmq.Socket[Any], _Watched] = {}
         self._pid = os.getpid()
         endpoint = f"inproc://curve-kernel-monitor-{id(self)}"
         self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
@@ -224,52 +311,104 @@ class HandshakeMonitor(threading.Thread):
         self._wake_out.connect(endpoint)
 
     def watch(self, watched: zmq.Socket[Any], channel: str) -> None:
-        """Watch a socket that is not bound yet."""
+        """Watch a socket that is a server already, but not bound yet."""
         endpoint = f"inproc://curve-kernel-monitor-{channel}-{id(watched)}"
         watched.monitor(endpoint, self._EVENTS)
         monitor = watched.context.socket(zmq.PAIR)
         monitor.linger = 0
         monitor.rcvhwm = self._QUEUE
         monitor.connect(endpoint)
+        mechanism = zmq.SecurityMechanism(cast(int, watched.get(zmq.MECHANISM))).name
         with self._lock:
-            self._watched[watched] = (channel, monitor)
+            self._watched[watched] = _Watched(channel, mechanism, monitor)
             self._wake_out.send(b"")
+
+    def let_in(self, connection: Connection) -> None:
+        """Take note of whom the authenticator lets in, before libzmq knows."""
+        self._audit.let_in(connection)
+        with self._lock:
+            for watched in self._watched.values():
+                if watched.channel == connection.channel:
+                    watched.let_in.append(connection)
+
+    def ports(self) -> list[Port]:
+        """Return the watched sockets as they are now, and who is connected to each."""
+        with self._lock:
+            return [
+                Port(
+                    one.channel,
+                    one.mechanism,
+                    one.endpoint,
+                    tuple(one.connected.values()),
+                    self._audit.counts(one.channel),
+                )
+                for one in self._watched.values()
+            ]
 
     def run(self) -> None:
         """Read events until `stop`."""
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
-        channels: dict[zmq.Socket[Any], str] = {}
+        watched: dict[zmq.Socket[Any], _Watched] = {}
         while True:
             for ready, _ in poller.poll():
                 if ready is not self._wake_in:
-                    self._handle(channels[ready], parse_monitor_message(ready.recv_multipart()))
+                    event = parse_monitor_message(ready.recv_multipart())
+                    with self._lock:
+                        self._handle(watched[ready], event)
                 elif ready.recv():
                     return
                 else:
                     with self._lock:
-                        channels = {monitor: channel for channel, monitor in self._watched.values()}
-                    for monitor in channels:
+                        watched = {one.monitor: one for one in self._watched.values()}
+                    for monitor in watched:
                         poller.register(monitor, zmq.POLLIN)
 
-    def _handle(self, channel: str, event: Any) -> None:
+    def _handle(self, watched: _Watched, event: Any) -> None:
         value = int(event["value"])
-        failure = self._failure.pop(channel, None)
-        address = "an unknown address"
+        failure, watched.failure = watched.failure, None
+        address = _UNKNOWN_ADDRESS
         match event["event"]:
+            case zmq.EVENT_LISTENING:
+                watched.endpoint = event["endpoint"].decode()
             case zmq.EVENT_ACCEPTED:
-                self._peers[channel, value] = _peer_of(value)
+                watched.handshaking[value] = _peer_of(value)
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._succeeded(watched)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                self._failure[channel] = value
+                watched.failure = value
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._failure[channel] = _LEFT
+                watched.failure = _LEFT
             case zmq.EVENT_DISCONNECTED:
-                address = self._peers.pop((channel, value), address)
+                watched.connected.pop(value, None)
+                address = watched.handshaking.pop(value, address)
         # libzmq's I/O thread reports a failure and then, at once, the file descriptor that it was on.
         if failure == _LEFT:
-            self._audit.left(channel, address)
+            self._audit.left(watched.channel, address)
         elif failure is not None:
-            self._audit.refused(channel, address, _REASONS.get(failure, "malformed handshake"))
+            reason = _REASONS.get(failure, "malformed handshake")
+            self._audit.refused(watched.channel, address, reason)
+        # Who was let in may have left before knowing it. With no event waiting, every handshake that
+        # the authenticator has seen is among these.
+        if not watched.monitor.poll(0):
+            del watched.let_in[: max(len(watched.let_in) - len(watched.handshaking), 0)]
+
+    @staticmethod
+    def _succeeded(watched: _Watched) -> None:
+        if not watched.handshaking:
+            return
+        candidates = watched.handshaking
+        if watched.let_in:
+            who = watched.let_in.pop(0)
+            same = {fd: ip for fd, ip in candidates.items() if ip in (who.address, _UNKNOWN_ADDRESS)}
+            candidates = same or candidates
+        else:
+            who = Connection(watched.channel, "")
+        descriptor = next(iter(candidates))
+        if len(candidates) > 1:
+            descriptor = next((one for one in candidates if _has_got_ready(one)), descriptor)
+        address = watched.handshaking.pop(descriptor)
+        watched.connected[descriptor] = replace(who, address=address, since=datetime.now().astimezone())
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""
@@ -282,8 +421,8 @@ class HandshakeMonitor(threading.Thread):
                     watched.disable_monitor()
             self._wake_out.send(b"stop")
         self.join(10)
-        for _, monitor in self._watched.values():
-            monitor.close()
+        for one in self._watched.values():
+            one.monitor.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -296,4 +435,18 @@ def _peer_of(descriptor: int) -> str:
                 return "this machine"
             return str(peer.getpeername()[0])
     except OSError:
-        return "an unknown address"
+        return _UNKNOWN_ADDRESS
+
+
+# What a CURVE server sends before its READY: a greeting and WELCOME with its flags and size.
+_BEFORE_READY = 64 + 170
+_TCPI_BYTES_SENT = 200  # of struct tcp_info in linux/tcp.h, since Linux 4.19
+
+
+def _has_got_ready(descriptor: int) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as peer:
+            info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_BYTES_SENT + 8)
+            return bool(struct.unpack_from("Q", info, _TCPI_BYTES_SENT)[0] > _BEFORE_READY)
+    except (OSError, struct.error):
+        return False

@@ -36,6 +36,7 @@ __all__ = [
     "BlockingKernelClient",
     "ChannelNotForViewersError",
     "ConnectionRefusedByKernelError",
+    "Handshake",
     "KeyNotAuthorizedError",
     "NoCurveServerError",
     "NobodyThereError",
@@ -77,8 +78,16 @@ class NobodyThereError(ConnectionRefusedByKernelError):
     """Nobody answers at the connection file's address."""
 
 
-class _Handshake:
-    """The fate of one socket's connection, read from its monitor."""
+class Handshake:
+    """The fate of one socket's connection, read from its monitor.
+
+    Parameters
+    ----------
+    channel : str
+        The channel's name.
+    socket : zmq.Socket
+        A CURVE client that is not connected yet.
+    """
 
     def __init__(self, channel: str, socket: zmq.Socket[Any]) -> None:
         self.channel = channel
@@ -138,7 +147,7 @@ class _CurveClient(KernelClient):
         help="""This client's key pair. None takes the pair of a connection file that holds both
         keys, else this user's identity, else a fresh pair.""",
     )
-    _handshakes: list[_Handshake] | None = None
+    _handshakes: list[Handshake] | None = None
 
     def load_connection_info(self, info: Mapping[str, Any]) -> None:
         """Load connection info, of which the public key is enough.
@@ -188,7 +197,7 @@ class _CurveClient(KernelClient):
             socket.identity = identity
         sockets.make_client(socket, own, self.curve_publickey)
         if self._handshakes is not None:
-            self._handshakes.append(_Handshake(channel, socket))
+            self._handshakes.append(Handshake(channel, socket))
         socket.connect(self._make_url(channel))
         return socket
 
@@ -204,7 +213,7 @@ class _CurveClient(KernelClient):
         _wait(handshakes, _TIMEOUT)
         self._check(handshakes)
 
-    def _start_and_watch(self, *args: Any, **kwargs: Any) -> list[_Handshake]:
+    def _start_and_watch(self, *args: Any, **kwargs: Any) -> list[Handshake]:
         handshakes = self._handshakes = []
         try:
             super().start_channels(*args, **kwargs)
@@ -215,7 +224,7 @@ class _CurveClient(KernelClient):
             self._handshakes = None
         return handshakes
 
-    def _check(self, handshakes: list[_Handshake]) -> None:
+    def _check(self, handshakes: list[Handshake]) -> None:
         failed = next((one for one in handshakes if one.outcome), None)
         if failed is None or failed.outcome is None:
             return
@@ -228,7 +237,7 @@ class _CurveClient(KernelClient):
         self.stop_channels()
         raise _explain(outcome, failed.channel, self._make_url(failed.channel), self._own_keys())
 
-    def _sees_outputs(self, handshakes: list[_Handshake]) -> bool:
+    def _sees_outputs(self, handshakes: list[Handshake]) -> bool:
         iopub = [one for one in handshakes if one.channel == "iopub"]
         if iopub:
             return iopub[0].outcome is None
@@ -240,7 +249,7 @@ class _CurveClient(KernelClient):
         return extra[0].outcome is None
 
 
-def _wait(handshakes: list[_Handshake], timeout: float) -> None:
+def _wait(handshakes: list[Handshake], timeout: float) -> None:
     """Wait until each handshake has come to an end, then stop watching; all of it in one thread."""
     deadline = time.monotonic() + timeout
     try:
@@ -306,7 +315,7 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
     """``jupyter_client.AsyncKernelClient`` with a key pair of its own."""
 
     _connecting: asyncio.Future[None] | None = None
-    _watched: list[_Handshake] = []  # noqa: RUF012  never changed, only replaced
+    _watched: list[Handshake] = []  # noqa: RUF012  never changed, only replaced
 
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start the channels; `wait_for_ready` tells whether they are connected.

@@ -28,6 +28,7 @@ from .keys import KeyPair
 
 __all__ = [
     "MANAGER",
+    "OWN_CLIENT",
     "ROLES",
     "AuthorizedClients",
     "Client",
@@ -44,6 +45,9 @@ ROLES = {"owner": "owners", "viewer": "viewers"}
 
 MANAGER = "manager"
 """The name of whoever holds the kernel's own secret key."""
+
+OWN_CLIENT = "kernel"
+"""The name of the client inside the kernel, its debugger."""
 
 _NAME = re.compile(r"[\w][\w.@+-]{0,63}", re.ASCII)
 _OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -69,10 +73,11 @@ def check_name(name: str) -> str:
     CurveKernelError
         If it can't be the name of a file and of a line in a log, or is the manager's.
     """
-    if not _NAME.fullmatch(name) or name == MANAGER:
+    if not _NAME.fullmatch(name) or name in (MANAGER, OWN_CLIENT):
         raise CurveKernelError(
             f"{name!r} can't be the name of a client",
-            f"use up to 64 letters, digits and . _ @ + - with a letter or digit first, not {MANAGER}",
+            "use up to 64 letters, digits and . _ @ + - with a letter or digit first, not"
+            f" {MANAGER} or {OWN_CLIENT}",
         )
     return name
 

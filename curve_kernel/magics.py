@@ -2,20 +2,129 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from ipykernel.connect import get_connection_file
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from . import connection_file
+from .app import CurveKernelApp
+from .authorization import Connection, Port
+from .identity import OWN_CLIENT
 
-__all__ = ["CurveMagics"]
+__all__ = ["CurveMagics", "Report"]
+
+_ANYBODY = "any client that knows the server key"
+_LISTED = "this kernel's manager, and the clients listed in {}"
+_PIPE = "what forked children print"
+
+
+class Report:
+    """What ``%curve`` shows: every port, who is connected, who was refused.
+
+    Parameters
+    ----------
+    server_key : str
+        The kernel's public key, Z85.
+    authorization : str
+        Who may connect, in words.
+    ports : sequence of Port
+        As `CurveKernelApp.bound_ports` gives them.
+    """
+
+    def __init__(self, server_key: str, authorization: str, ports: Sequence[Port]) -> None:
+        self.server_key = server_key
+        self.authorization = authorization
+        self.ports = list(ports)
+
+    @property
+    def title(self) -> str:
+        """One line that says whether every port is encrypted."""
+        plain = [port.channel for port in self.ports if port.mechanism != "CURVE"]
+        if plain or not self.ports:
+            return f"NOT ENCRYPTED: {', '.join(plain) or 'no port is known'}"
+        return "Every channel is encrypted (CURVE)"
+
+    def tables(self) -> list[list[list[str]]]:
+        """Return the tables, each with its heading as the first row."""
+        ports = [["channel", "endpoint", "mechanism", "connected", "refused"]]
+        for port in self.ports:
+            connected, refused = len(port.connections), sum(port.refused.values())
+            name = f"{port.channel} ({_PIPE})" if port.channel == "pipe" else port.channel
+            ports.append([name, port.endpoint, port.mechanism, str(connected), str(refused)])
+        tables = [ports]
+        clients = _by_client([one for port in self.ports for one in port.connections if one.role])
+        if clients:
+            tables.append([["client", "role", "channels", "from", "since"], *clients])
+        refusals = Counter(
+            {(why, port.channel): count for port in self.ports for why, count in port.refused.items()}
+        )
+        if refusals:
+            rows = [[why, channel, str(count)] for (why, channel), count in refusals.most_common()]
+            tables.append([["refused because", "channel", "times"], *rows])
+        return tables
+
+    def __repr__(self) -> str:
+        lines = [f"{self.title}; server key: {self.server_key}", f"May connect: {self.authorization}"]
+        for table in self.tables():
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            lines.append("")
+            for row in table:
+                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<p><b>{html.escape(self.title)}</b><br>"
+            f"Server key: <code>{html.escape(self.server_key)}</code><br>"
+            f"May connect: {html.escape(self.authorization)}</p>"
+        ]
+        for heading, *rows in self.tables():
+            parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
+            parts += [_html_row("td", row) for row in rows]
+            parts.append("</tbody></table>")
+        return "\n".join(parts)
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    style = ' style="text-align: left"'
+    return "<tr>" + "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _by_client(connections: Sequence[Connection]) -> list[list[str]]:
+    clients: dict[tuple[str, str, str], list[Connection]] = {}
+    for one in connections:
+        unnamed = {"anybody": one.public_key, OWN_CLIENT: "its debugger"}
+        client = one.name or unnamed.get(one.role, one.role)
+        clients.setdefault((client, one.role, one.address), []).append(one)
+    rows = []
+    for (client, role, address), ones in clients.items():
+        counts = Counter(one.channel for one in ones)
+        channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
+        since = min(one.since for one in ones if one.since)
+        rows.append([client, role, ", ".join(channels), address, f"{since:%Y-%m-%d %H:%M:%S}"])
+    return rows
 
 
 @magics_class
 class CurveMagics(Magics):
-    """Replaces ipykernel's magics where they would tell a secret."""
+    """``%curve``, and ipykernel's magics where they would tell a secret."""
+
+    @line_magic
+    def curve(self, _line: str) -> Report:
+        """Show what each port of this kernel speaks, who is connected, and who was refused."""
+        app: Any = CurveKernelApp.instance()
+        if app.client_authorization == "any":
+            authorization = _ANYBODY
+        else:
+            authorization = _LISTED.format(app.authorized_clients)
+        return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic
     def connect_info(self, _line: str) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from typing import Any
 
 import jupyter_client
+import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Bool, CaselessStrEnum
 
-from . import connection_file, keys
+from . import connection_file, keys, sockets
+from .client import Handshake
 from .errors import CurveKernelError
 from .keys import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE, KeyPair
+from .wire import read_mechanism
 
 __all__ = ["CurveProvisioner"]
+
+_START_LIMIT = 60.0
+_RETRY = 0.02
 
 
 class CurveProvisioner(LocalProvisioner):
@@ -86,15 +94,77 @@ class CurveProvisioner(LocalProvisioner):
         return await super().launch_kernel(cmd, env=env, **kwargs)
 
     async def post_launch(self, **kwargs: Any) -> None:
-        """Give the manager its keys, and other clients the public one."""
+        """Give the manager its keys, other clients the public one, and see that the kernel has its own.
+
+        Raises
+        ------
+        CurveKernelError
+            If the kernel's control port does not speak CURVE with the key pair that it was given. The
+            kernel has been ended then.
+        """
         await super().post_launch(**kwargs)
-        if self.key_distribution == "file":
-            return
         assert self._keys is not None
-        km = self._tell_manager()
-        km._close_control_socket()
-        km._connect_control_socket()
-        connection_file.update(km.connection_file, {"curve_publickey": self._keys.public_key.decode()})
+        if self.key_distribution == "env":
+            km = self._tell_manager()
+            km._close_control_socket()
+            km._connect_control_socket()
+            public_key = self._keys.public_key.decode()
+            connection_file.update(km.connection_file, {"curve_publickey": public_key})
+        if problem := await self._find_problem():
+            await self._end_kernel()
+            raise problem
+
+    async def _find_problem(self) -> CurveKernelError | None:
+        """Wait for the kernel to open its control port; say what is wrong with it."""
+        assert self._keys is not None
+        km: Any = self.parent
+        url = km._make_url("control")
+        context: zmq.Context[Any] = zmq.Context.shadow(km.context.underlying)
+        with context.socket(zmq.DEALER) as socket:
+            socket.linger = 0
+            socket.reconnect_ivl = int(_RETRY * 1000)
+            sockets.make_client(socket, self._keys, self._keys.public_key)
+            handshake = Handshake("control", socket)
+            try:
+                socket.connect(url)
+                deadline = time.monotonic() + _START_LIMIT
+                while not handshake.done:
+                    if await self.poll() is not None:
+                        return None  # the kernel has said why, and its manager sees that it ended
+                    if time.monotonic() > deadline:
+                        self.log.warning(
+                            "Waited %d s for the kernel to open %s: whether it encrypts is not known",
+                            _START_LIMIT,
+                            url,
+                        )
+                        return None
+                    await asyncio.sleep(_RETRY)
+                    handshake.read()
+            finally:
+                handshake.close()
+        if handshake.outcome is None:
+            return None
+        name = km.kernel_name
+        try:
+            mechanism = await asyncio.to_thread(read_mechanism, url)
+        except (OSError, ValueError) as error:
+            mechanism = str(error)
+        if mechanism == "CURVE":
+            return CurveKernelError(
+                f"kernel {name} has other CURVE keys than it was given, so it was ended",
+                "look into its kernelspec, and for another process on its ports",
+            )
+        return CurveKernelError(
+            f"kernel {name} ignores its CURVE keys, so it was ended: its port speaks {mechanism}",
+            "curve-provisioner in its kernelspec needs a kernel that encrypts: curve_kernel, or with"
+            " key_distribution=file one that reads the keys from its connection file",
+        )
+
+    async def _end_kernel(self) -> None:
+        km: Any = self.parent
+        km.stop_restarter()
+        await km._async_kill_kernel()
+        await km._async_cleanup_resources()
 
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""

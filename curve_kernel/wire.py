@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 
@@ -11,6 +12,7 @@ __all__ = ["read_mechanism"]
 # whole greeting; after a whole greeting of another mechanism a CURVE server would hang up first.
 _OPENING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03"
 _GREETING_SIZE = 64
+_MECHANISM = re.compile(rb"[A-Z0-9_.+-]{1,20}")
 
 
 def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
@@ -56,4 +58,7 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
                 raise ValueError(f"{endpoint} does not speak ZMTP")
     if greeting[9] != 0x7F or greeting[10] < 3:
         raise ValueError(f"{endpoint} does not speak ZMTP 3")
-    return greeting[12:32].rstrip(b"\0").decode("ascii", "replace")
+    mechanism = greeting[12:32].rstrip(b"\0")
+    if not _MECHANISM.fullmatch(mechanism):
+        raise ValueError(f"{endpoint} names no mechanism")
+    return mechanism.decode("ascii")

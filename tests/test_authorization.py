@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
 import queue
@@ -31,6 +32,7 @@ from support import (
 )
 from zmq.utils.monitor import parse_monitor_message
 
+from curve_kernel.client import BlockingKernelClient as OwnKeysClient
 from curve_kernel.identity import write_certificate
 from curve_kernel.keys import KeyPair
 
@@ -406,3 +408,154 @@ def test_forked_children_and_exit_are_undisturbed(tmp_path, folder):
         assert "child" in text
         assert "parent True" in text
         assert handshake(info, "shell") == "refused"
+
+
+def curve(client: Any) -> tuple[dict[str, list[str]], list[list[str]], dict[tuple[str, str], int]]:
+    """What %curve says as text: ports by channel, rows of clients, counts of refusals."""
+    status, text = run_code(client, "%curve")
+    assert status == "ok"
+    title, *tables = text.split("\n\n")
+    assert title.startswith("Every channel is encrypted (CURVE); server key: ")
+    rows = [[re.split(r"  +", line) for line in table.splitlines()[1:]] for table in tables]
+    ports = {re.sub(r" \(.*", "", row[0]): row[1:] for row in rows[0]}
+    refused = {(why, channel): int(count) for why, channel, count in (rows[2] if rows[2:] else [])}
+    return ports, rows[1], refused
+
+
+def test_curve_magic(tmp_path, folder):
+    owner, viewer = KeyPair.generate(), KeyPair.generate()
+    write_certificate(folder / "owners" / "olga.key", owner.public_key)
+    write_certificate(folder / "viewers" / "vera.key", viewer.public_key)
+    with allowlisted(tmp_path) as (info, client, _):
+        manager = ["manager", "manager", "shell, stdin, control, iopub", "127.0.0.1"]
+        debugger = ["its debugger", "kernel", "shell", "127.0.0.1"]
+        ports, clients, refused = curve(client)
+        assert set(ports) == {*CHANNELS, "pipe"}
+        assert {port[1] for port in ports.values()} == {"CURVE"}
+        for channel in CHANNELS:
+            assert ports[channel][0] == f"tcp://127.0.0.1:{info[f'{channel}_port']}"
+        assert sorted(row[:4] for row in clients) == [debugger, manager]
+        assert refused == {}
+
+        own = OwnKeysClient(client_keys=owner)
+        own.load_connection_info(info)
+        own.start_channels()
+        context = zmq.Context()
+        watching = curve_socket(context, zmq.SUB, info["curve_publickey"].encode())
+        watching.curve_publickey, watching.curve_secretkey = viewer.public_key, viewer.secret_key
+        watching.subscribe(b"")
+        watching.connect(f"tcp://127.0.0.1:{info['iopub_port']}")
+
+        def names() -> list[list[str]]:
+            return sorted(row[:4] for row in curve(client)[1])
+
+        olga = ["olga", "owner", "shell, iopub, stdin, control", "127.0.0.1"]
+        olga[2] = next(row[2] for row in names() if row[0] == "olga")
+        assert set(olga[2].split(", ")) == {"shell", "stdin", "control", "iopub"}
+        vera = ["vera", "viewer", "iopub", "127.0.0.1"]
+        wait_for("everybody", lambda: names() == [debugger, manager, olga, vera])
+        ports = curve(client)[0]
+        assert [ports[name][2] for name in ("shell", "stdin", "control", "iopub", "hb", "pipe")] == [
+            "3",
+            "2",
+            "2",
+            "3",
+            "2",
+            "0",
+        ]
+
+        for _ in range(3):
+            assert handshake(info, "iopub", KeyPair.generate()) == "refused"
+        for _ in range(2):
+            assert handshake(info, "stdin", viewer) == "refused"
+        wrong = {**info, "curve_publickey": KeyPair.generate().public_key.decode()}
+        for channel in ("control", "hb"):
+            assert handshake(wrong, channel) == "hung up"
+        with zmq.Context() as other:
+            plain = other.socket(zmq.DEALER)
+            plain.linger = 0
+            plain.reconnect_ivl = -1
+            plain.connect(f"tcp://127.0.0.1:{info['shell_port']}")
+
+            def sorted_out() -> dict[tuple[str, str], int]:
+                counts = curve(client)[2]
+                seen = [count for (_, channel), count in counts.items() if channel == "shell"]
+                return counts if seen == [1] else {}
+
+            counts = wait_for("the plain client", sorted_out)
+            plain.close()
+        [why] = [why for why, channel in counts if channel == "shell"]
+        assert why in ("no CURVE, plaintext perhaps", "left during the handshake")
+        expected = {
+            ("unknown key", "iopub"): 3,
+            ("not for viewers", "stdin"): 2,
+            ("wrong server key", "control"): 1,
+            ("wrong server key", "hb"): 1,
+            (why, "shell"): 1,
+        }
+        assert counts == expected
+        own.stop_channels()
+        watching.close()
+        context.term()
+        wait_for("both to be gone", lambda: names() == [debugger, manager])
+        ports, _, counts = curve(client)
+        assert counts == expected
+        assert [ports[name][2:] for name in ("shell", "stdin", "control", "iopub", "hb")] == [
+            ["2", "1"],
+            ["1", "2"],
+            ["1", "1"],
+            ["1", "3"],
+            ["1", "1"],
+        ]
+
+
+def test_curve_magic_when_all_come_at_once(tmp_path, folder):
+    """Names stay with their connections where many handshakes from one address overlap."""
+    pairs = {f"client{number}": KeyPair.generate() for number in range(12)}
+    for name, pair in pairs.items():
+        write_certificate(folder / "owners" / f"{name}.key", pair.public_key)
+    with allowlisted(tmp_path) as (info, client, _), zmq.Context() as context:
+        found: dict[str, zmq.Socket[bytes]] = {}
+        for name, pair in pairs.items():
+            one = found[name] = curve_socket(context, zmq.DEALER, info["curve_publickey"].encode())
+            one.curve_publickey, one.curve_secretkey = pair.public_key, pair.secret_key
+            one.connect(f"tcp://127.0.0.1:{info['control_port']}")
+
+        def listed() -> set[str]:
+            return {row[0] for row in curve(client)[1]} & set(pairs)
+
+        wait_for("all of them", lambda: listed() == set(pairs))
+        for name in list(pairs):
+            found.pop(name).close()
+            wait_for(f"{name} to be gone", lambda: listed() == set(found))
+
+
+def test_curve_magic_with_anybody_and_as_html(tmp_path):
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    file.chmod(0o600)
+    with headless(file=file) as (_, info), client_of(info, keys) as client:
+        stranger = KeyPair.generate()
+        own = OwnKeysClient(client_keys=stranger)
+        own.load_connection_info({**info, "curve_secretkey": None})
+        own.start_channels()
+        request = client.execute("%curve")
+        while (message := client.get_iopub_msg(timeout=20))["msg_type"] != "execute_result":
+            pass
+        own.stop_channels()
+        assert client.get_shell_msg(timeout=20)["parent_header"]["msg_id"] == request
+        data = message["content"]["data"]
+        assert stranger.public_key.decode() in data["text/plain"]
+        assert "any client that knows the server key" in data["text/plain"]
+        page = data["text/html"]
+        assert page.count("<table>") == 2
+        assert html.escape(stranger.public_key.decode()) in page
+        assert keys.secret_key.decode() not in str(data)
+        # Code that a user types has no way around it to a secret.
+        code = (
+            "import curve_kernel.app as a, gc\n"
+            "app = a.CurveKernelApp.instance()\n"
+            "print(app._keys, app.curve_secretkey, app.bound_ports())"
+        )
+        assert keys.secret_key.decode() not in run_code(client, code)[1]

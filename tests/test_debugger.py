@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from attacker import attacker, listeners, needs_root, reachable
 from jupyter_client import KernelManager
 from support import listening_ports, run_code, started, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc/net/tcp")
-
-# Another user may not be able to load it any more when it is wanted.
-"".encode("idna")
 
 CODE = "def f(x):\n    y = x * 2\n    return y\n\nfor n in range(3):\n    z = f(n)\nprint('done', z)"
 
@@ -202,153 +195,11 @@ def test_replies_are_those_of_stock():
             assert theirs == ours, number
 
 
-DAP_EXPRESSION = "open({marker!r}, 'w').close()"
-
-
-def dap(connection: socket.socket, *requests: dict[str, Any]) -> bytes:
-    """Send DAP requests one after the other; gives all that came back."""
-    heard = b""
-    for number, request in enumerate(requests, 1):
-        body = json.dumps({"type": "request", "seq": number, **request}).encode()
-        with contextlib.suppress(OSError):
-            connection.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
-            connection.settimeout(0.2)
-            while chunk := connection.recv(1 << 16):
-                heard += chunk
-    return heard
-
-
-def attack(port: int, marker: str) -> list[bytes]:
-    """Try the whole set on one port; gives what came back of each."""
-    evaluate = {"expression": DAP_EXPRESSION.format(marker=marker), "context": "repl"}
-    initialize = {"command": "initialize", "arguments": {"adapterID": "debugpy", "clientID": "x"}}
-    attach = {"command": "attach", "arguments": {"connect": {"host": "127.0.0.1", "port": port}}}
-    tries: list[Any] = [
-        [
-            initialize,
-            attach,
-            {"command": "configurationDone"},
-            {"command": "threads"},
-            {"command": "evaluate", "arguments": evaluate},
-            {"command": "disconnect"},
-        ],
-        [initialize, {"command": "evaluate", "arguments": evaluate}],
-        *(
-            [
-                {"command": "pydevdAuthorize", "arguments": {"debugServerAccessToken": guess}},
-                initialize,
-                {"command": "evaluate", "arguments": evaluate},
-            ]
-            for guess in (None, "", "0" * 64)
-        ),
-        b"\xff" + bytes(8) + b"\x7f\x03",
-        b"",
-        b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)),
-        b"501\t1\t0.1\tUNIX\n",
-    ]
-    heard = []
-    for one in tries:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), 1) as connection,
-        ):
-            if isinstance(one, bytes):
-                connection.sendall(one)
-                connection.settimeout(0.2)
-                with contextlib.suppress(OSError):
-                    heard.append(connection.recv(1 << 16))
-            else:
-                heard.append(dap(connection, *one))
-    return heard
-
-
-def local_listeners() -> set[int]:
-    """Every TCP port of this machine that is listened on: what any user may know."""
-    ports = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError), open(table) as file:  # noqa: PTH123
-            for line in file.readlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A":
-                    ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
-
-
-def prey(known: set[int], marker: str, notes: Path) -> None:
-    """Attack every new port five times, all ports at once, for two minutes at most."""
-    held = []
-    old = set(Path("/proc").glob("[0-9]*"))
-    deadline = time.monotonic() + 120
-    with notes.open("ab", buffering=0) as file:
-
-        def attack_port(port: int) -> None:
-            for _ in range(5):
-                for heard in attack(port, marker):
-                    file.write(b"port %d: %r\n" % (port, heard))
-                # Silent, and there to stay.
-                with contextlib.suppress(OSError):
-                    held.append(socket.create_connection(("127.0.0.1", port), 1))
-                time.sleep(0.5)
-
-        file.write(b"uid %d\n" % os.getuid())
-        while time.monotonic() < deadline:
-            for port in sorted(local_listeners() - known):
-                known.add(port)
-                threading.Thread(target=attack_port, args=(port,), daemon=True).start()
-            for name in ("cmdline", "environ"):
-                for process in set(Path("/proc").glob("[0-9]*")) - old:
-                    with contextlib.suppress(OSError):
-                        if b"-token" in (process / name).read_bytes():
-                            file.write(
-                                b"a token is in %s of %s\n" % (name.encode(), process.name.encode())
-                            )
-                            old.add(process)
-            time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def attacker(tmp_path: Path, known: set[int]) -> Iterator[tuple[Path, Path]]:
-    """A process of another user that attacks each port as it appears: its marker and its notes."""
-    playground = tmp_path.parent / f"{tmp_path.name}-attacker"
-    playground.mkdir(mode=0o777)
-    playground.chmod(0o777)
-    marker, notes = playground / "marker", playground / "notes"
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            status = 0
-            prey(known, str(marker), notes)
-        except BaseException as error:  # noqa: BLE001
-            with notes.open("ab") as file:
-                file.write(f"it failed: {error!r}".encode())
-        os._exit(status)
-    try:
-        wait_for("the attacker", lambda: notes.exists() and b"uid 65534" in notes.read_bytes(), 10)
-        yield marker, notes
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def reachable(tmp_path: Path) -> None:
-    # pytest makes its folders for their owner only; the attacker may pass through, no more.
-    for folder in list(tmp_path.parents)[:2]:
-        if folder.stat().st_uid == os.geteuid() and str(folder).startswith("/tmp/"):
-            folder.chmod(0o711)
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
 @needs_root
 def test_the_attacker_runs_code_in_stock(tmp_path):
     """Where it is there from the start it disturbs stock so much that nobody gets to debug anything."""
     reachable(tmp_path)
-    known = local_listeners()
+    known = listeners()
     with Session("python3") as session:
         session.attach()
         assert session.ask("disconnect", restart=False, terminateDebuggee=False)["success"]
@@ -359,7 +210,7 @@ def test_the_attacker_runs_code_in_stock(tmp_path):
 @needs_root
 def test_an_attacker_of_another_user(tmp_path):
     reachable(tmp_path)
-    with attacker(tmp_path, local_listeners()) as (marker, notes), Session("python3-curve") as session:
+    with attacker(tmp_path, listeners()) as (marker, notes), Session("python3-curve") as session:
         for _ in range(2):
             session.attach()
             session.breakpoint(CODE, {"line": 3})

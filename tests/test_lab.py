@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
+import json
 import os
+import pty
 import re
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -13,10 +20,11 @@ import zmq
 from support import CHANNELS, MODULE, curve_socket, listening_ports
 
 pytest.importorskip("playwright")
-from browser import CHROMIUM, Lab, browser_page, jupyter_server
+from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
 from playwright.sync_api import expect
 
 from curve_kernel import connection_file
+from curve_kernel.identity import write_certificate
 from curve_kernel.keys import KeyPair
 from curve_kernel.wire import read_mechanism
 
@@ -139,6 +147,111 @@ def test_lab_unsigned_over_restart_and_reconnect(tmp_path):
         expect(cell.locator(".jp-OutputArea")).to_contain_text("hello Ada")
         lab.restart()
         lab.run("print('kept' in globals(), 'after the restart')", "False after the restart")
+
+
+def test_curve_magic(tmp_path, folder):
+    """A notebook sees who is connected, and who was refused."""
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    veras = tmp_path / "vera" / "curve"
+    veras.mkdir(parents=True, mode=0o700)
+    vera = KeyPair.generate()
+    write_certificate(veras / "identity.key_secret", vera.public_key, vera.secret_key)
+    write_certificate(folder / "viewers" / "vera.key", vera.public_key)
+    notebooks, log = tmp_path / "notebooks", tmp_path / "server.log"
+    notebooks.mkdir()
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(jupyter_server(notebooks, log))
+        page = stack.enter_context(browser_page())
+        lab = Lab(page, address)
+        lab.open_notebook("Python 3 (CurveZMQ)")
+        [file] = Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json")
+        info = connection_file.read(file)
+        ours, theirs = pty.openpty()
+        console, watch = (
+            stack.enter_context(
+                subprocess.Popen(
+                    [*MODULE, command, "--existing", str(file)],
+                    stdin=theirs,
+                    stdout=theirs,
+                    stderr=theirs,
+                    env={**os.environ, "TERM": "xterm", **env},
+                )
+            )
+            for command, env in (
+                ("console", {}),
+                ("watch", {"JUPYTER_CONFIG_DIR": str(veras.parent)}),
+            )
+        )
+        stack.callback(watch.kill)
+        stack.callback(console.kill)
+        threading.Thread(target=drain, args=(ours,), daemon=True).start()
+        with zmq.Context() as context:
+            plain = context.socket(zmq.SUB)
+            unknown = curve_socket(context, zmq.SUB, info["curve_publickey"].encode())
+            wrong = curve_socket(context, zmq.SUB, KeyPair.generate().public_key)
+            for one in (plain, unknown, wrong):
+                one.linger = 0
+                one.reconnect_ivl = -1
+                one.connect(f"tcp://127.0.0.1:{info['iopub_port']}")
+            seen: set[str] = set()
+
+            def complete() -> bool:
+                """Ask in a cell until everybody has come, and each of the three is counted."""
+                cell = lab.run("%curve", "Every channel is encrypted (CURVE)")
+                rows = cell.locator(".jp-OutputArea tbody tr").all_inner_texts()
+                seen.clear()
+                seen.update(re.sub(r"\s+", " ", row).strip() for row in rows)
+                who = {re.split(" ", row)[0] for row in seen}
+                refusals = [row for row in seen if re.search(r" iopub 1$", row)]
+                return {"manager", "vera"} <= who and len(refusals) == 3
+
+            assert any(complete() or time.sleep(1) for _ in range(20)), seen
+            own = getpass.getuser()
+            assert any(row.startswith("unknown key iopub") for row in seen)
+            assert any(row.startswith("wrong server key iopub") for row in seen)
+            assert any(re.match(rf"{own} owner shell, .*iopub", row) for row in seen), seen
+            assert any(row.startswith("vera viewer iopub ") for row in seen)
+            picture = lab.cells.nth(lab.cells.count() - 2).locator(".jp-OutputArea")
+            SCREENSHOTS.mkdir(exist_ok=True)
+            picture.screenshot(path=SCREENSHOTS / "curve.png")
+            for one in (plain, unknown, wrong):
+                one.close()
+        watch.kill()
+        console.kill()
+        lab.run("import time; time.sleep(2)")
+        left = lab.run("%curve", "Every channel is encrypted (CURVE)").inner_text()
+        assert "vera" not in left
+        assert "owner" not in left
+        assert re.search(r"unknown key\s+iopub\s+1", left)
+
+
+def drain(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 1 << 16):
+            pass
+
+
+def test_a_kernel_that_ignores_its_keys(tmp_path):
+    """The reason is on the page, and nothing waits for ever."""
+    spec = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "ignores"
+    spec.mkdir(parents=True)
+    metadata = {"kernel_provisioner": {"provisioner_name": "curve-provisioner", "config": {}}}
+    content = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Ignores its keys",
+        "language": "python",
+        "metadata": metadata,
+    }
+    (spec / "kernel.json").write_text(json.dumps(content))
+    notebooks, log = tmp_path / "notebooks", tmp_path / "server.log"
+    notebooks.mkdir()
+    with jupyter_server(notebooks, log) as address, browser_page() as page:
+        lab = Lab(page, address)
+        lab.tile("Ignores its keys").click()
+        dialog = page.locator(".jp-Dialog")
+        expect(dialog).to_contain_text("ignores its CURVE keys", timeout=15_000)
+        lab.screenshot("ignores-its-keys")
+    assert "ignores its CURVE keys, so it was ended" in log.read_text()
 
 
 def debug(lab: Lab) -> None:

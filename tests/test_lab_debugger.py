@@ -7,9 +7,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+from attacker import attacker, listeners, reachable
 from support import listening_ports
 
 pytest.importorskip("playwright")
@@ -207,9 +209,14 @@ def test_debugger(tmp_path, kernel):
     folder, log = tmp_path / "notebooks", tmp_path / "server.log"
     folder.mkdir()
     (folder / "helpers.py").write_text(HELPERS)
-    with jupyter_server(folder, log) as address, browser_page() as page:
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(jupyter_server(folder, log))
+        page = stack.enter_context(browser_page())
         lab = Lab(page, address)
         debugger = Debugger(lab, kernel)
+        if kernel == "python3-curve" and os.geteuid() == 0:
+            # There before the kernel is, and until all is over. Stock would not survive it.
+            stack.enter_context(undisturbed(tmp_path))
         lab.open_notebook(KERNELS[kernel][1])
         debugger.toggle(on=True)
         lab.run(DEFINITIONS)
@@ -222,6 +229,21 @@ def test_debugger(tmp_path, kernel):
         off_and_on(debugger, cell)
         terminate(debugger, cell)
         restart(debugger, cell)
+
+
+@contextlib.contextmanager
+def undisturbed(tmp_path: Path) -> Iterator[None]:
+    """Whatever happens inside, an attacker of another user tries to be part of it, and gets nothing."""
+    reachable(tmp_path)
+    with attacker(tmp_path, listeners(), rounds=30, seconds=200) as (marker, notes):
+        yield
+        text = notes.read_bytes()
+    assert not marker.exists()
+    # The kernel's six ports, and after the restart six new ones.
+    assert len(set(re.findall(rb"port (\d+): ", text))) >= 6
+    assert text.count(b"CURVE") > 100
+    for what in (b"a token is in", b"it failed", b"success", b"pydevd", b"NULL"):
+        assert what not in text
 
 
 def steps(debugger: Debugger, cell: Locator) -> None:

@@ -23,6 +23,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from support import CHANNELS, listening_ports, run_code, started, wait_for
 
 import curve_kernel
+from curve_kernel.errors import CurveKernelError
 from curve_kernel.wire import read_mechanism
 
 
@@ -249,3 +250,47 @@ def test_the_kernel_ends_with_its_manager():
 def test_unknown_kernel_name_is_upstreams_error():
     with pytest.raises(NoSuchKernel):
         KernelManager(kernel_name="no-such-curve").start_kernel()
+
+
+@pytest.mark.parametrize("manager", [KernelManager, AsyncIOLoopKernelManager])
+def test_a_kernel_that_ignores_its_keys(manager):
+    """In env mode a stock kernel finds no keys in its file, and speaks plaintext."""
+    write_spec("stock", module="ipykernel_launcher")
+    km = manager(kernel_name="stock")
+    with pytest.raises(CurveKernelError, match="kernel stock ignores its CURVE keys, so it was ended"):
+        asyncio.run(km.start_kernel()) if manager is not KernelManager else km.start_kernel()
+    assert not km.has_kernel
+    assert list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).iterdir()) == []
+    mine = psutil.Process().children(recursive=True)
+    assert not [one for one in mine if "ipykernel_launcher" in one.cmdline()]
+
+
+def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatch):
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import os, sys, zmq\n"
+        "os.environ['JUPYTER_CURVE_SECRETKEY'] = zmq.curve_keypair()[1].decode()\n"
+        "from curve_kernel.app import main; main()\n"
+    )
+    name = write_spec("liar")
+    path = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name / "kernel.json"
+    spec = json.loads(path.read_text())
+    spec["argv"] = [sys.executable, str(launcher), "-f", "{connection_file}"]
+    path.write_text(json.dumps(spec))
+    with pytest.raises(CurveKernelError, match="other CURVE keys than it was given"):
+        KernelManager(kernel_name=name).start_kernel()
+
+    spec["argv"] = [sys.executable, "-c", "import time; time.sleep(60)"]
+    path.write_text(json.dumps(spec))
+    monkeypatch.setattr("curve_kernel.provisioner._START_LIMIT", 1.0)
+    km = KernelManager(kernel_name=name)
+    km.start_kernel()
+    assert km.is_alive()
+    km.shutdown_kernel(now=True)
+
+    spec["argv"] = [sys.executable, "-c", "raise SystemExit(3)"]
+    path.write_text(json.dumps(spec))
+    km = KernelManager(kernel_name=name)
+    km.start_kernel()  # its manager sees that it has ended, as with stock
+    assert not km.is_alive()
+    km.shutdown_kernel(now=True)

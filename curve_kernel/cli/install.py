@@ -21,7 +21,7 @@ from ..errors import CurveKernelError
 from ..keys import SECRETKEY_VARIABLE
 from . import Command
 
-__all__ = ["InstallApp", "kernel_spec"]
+__all__ = ["InstallApp", "kernel_spec", "shipped_spec"]
 
 _NAME = "python3-curve"
 
@@ -32,6 +32,13 @@ def _resources() -> Path:
     return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
 
 
+def shipped_spec() -> dict[str, Any]:
+    """Return the content of the kernel.json that is shipped, for this interpreter."""
+    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec["argv"][0] = sys.executable
+    return spec
+
+
 def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     """Return the content of kernel.json for the options of ``install``.
 
@@ -40,7 +47,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     CurveKernelError
         If the kernel class can't be imported or is none.
     """
-    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec = shipped_spec()
     arguments = [f"--CurveKernelApp.client_authorization={options.client_authorization}"]
     if options.profile:
         arguments += ["--profile", options.profile]
@@ -54,7 +61,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
         # debugpy belongs to Python; a kernel that wraps another language says otherwise itself.
         spec["metadata"]["debugger"] = language == "python"
     end = spec["argv"].index("{connection_file}") + 1
-    spec["argv"] = [sys.executable, *spec["argv"][1:end], *arguments]
+    spec["argv"] = [*spec["argv"][:end], *arguments]
     if options.no_provisioner:
         del spec["metadata"]["kernel_provisioner"]
     elif options.no_message_signing:

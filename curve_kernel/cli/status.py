@@ -1,0 +1,353 @@
+"""``status``: what every running kernel's ports really speak."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+from jupyter_client import find_connection_file
+from jupyter_core.paths import jupyter_runtime_dir
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .. import connection_file
+from ..errors import CurveKernelError
+from ..wire import read_mechanism
+from . import Command
+
+__all__ = ["KernelStatus", "StatusApp", "look"]
+
+_CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
+_PORT_TIMEOUT = 2.0
+_AT_ONCE = 500
+_NOBODY, _SILENT, _NOT_ZMTP = "nobody", "silent", "not ZMTP"
+_COLORS = {"encrypted": "green", "PLAINTEXT": "bold red", "mixed": "bold red", "unreachable": "yellow"}
+
+
+@dataclass
+class KernelStatus:
+    """What was found out about one kernel.
+
+    ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
+    PLAIN, or ``nobody``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
+    ports on which its process or a child of it listens besides; nothing was sent to them.
+    """
+
+    file: str
+    kernel_name: str = ""
+    verdict: str = "unreachable"
+    problem: str = ""
+    pid: int | None = None
+    since: datetime | None = None
+    channels: dict[str, dict[str, str]] = field(default_factory=dict)
+    file_mode: str = ""
+    secret_key_in_file: bool = False
+    hmac_key_in_file: bool = False
+    further_ports: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it in the form that ``--json`` prints."""
+        return {**vars(self), "since": self.since and self.since.isoformat(timespec="seconds")}
+
+
+def look(paths: Sequence[str]) -> list[KernelStatus]:
+    """Find out what the kernels of these connection files speak, all at once.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Connection files.
+
+    Returns
+    -------
+    list of KernelStatus
+        In the order of *paths*. A file that can't be read is in it, with its ``problem``.
+    """
+    kernels = [_read(path) for path in paths]
+    probes = [channel for kernel in kernels for channel in kernel.channels.values()]
+    with ThreadPoolExecutor(max(min(len(probes), _AT_ONCE), 1)) as pool:
+        for channel, said in zip(probes, pool.map(_probe, probes), strict=True):
+            channel["mechanism"] = said
+    listeners = _listeners()
+    for kernel in kernels:
+        if kernel.channels:
+            kernel.verdict = _verdict([one["mechanism"] for one in kernel.channels.values()])
+            if kernel.verdict != "dead":
+                _find_process(kernel, listeners)
+    return kernels
+
+
+def _read(path: str) -> KernelStatus:
+    kernel = KernelStatus(path)
+    try:
+        info = connection_file.read(path)
+        kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
+        kernel.channels = {
+            name: {"endpoint": _endpoint(info, int(info[f"{name}_port"])), "mechanism": ""}
+            for name in _CHANNELS
+        }
+    except CurveKernelError as error:
+        kernel.problem = error.message
+        return kernel
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
+        kernel.problem = f"connection file {path} {reason}"
+        return kernel
+    kernel.kernel_name = str(info.get("kernel_name") or "")
+    kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
+    kernel.hmac_key_in_file = bool(info.get("key"))
+    return kernel
+
+
+def _endpoint(info: dict[str, Any], port: int) -> str:
+    address = str(info["ip"])
+    if info.get("transport", "tcp") == "ipc":
+        return f"ipc://{address}-{port}"
+    if not 0 < port < 1 << 16:
+        raise ValueError(port)
+    # What a kernel binds need not be what one can connect to.
+    return f"tcp://{'127.0.0.1' if address in ('', '*', '0.0.0.0') else address}:{port}"  # noqa: S104
+
+
+def _probe(channel: dict[str, str]) -> str:
+    try:
+        return read_mechanism(channel["endpoint"], _PORT_TIMEOUT)
+    except TimeoutError:
+        return _SILENT
+    except (ConnectionRefusedError, FileNotFoundError):
+        return _NOBODY
+    except ValueError:
+        return _NOT_ZMTP
+    except OSError:
+        return _SILENT
+
+
+def _verdict(spoken: Sequence[str]) -> str:
+    kinds = set(spoken)
+    plain = kinds - {"CURVE", _NOBODY, _SILENT, _NOT_ZMTP}
+    if kinds == {"CURVE"}:
+        return "encrypted"
+    if kinds == {_NOBODY}:
+        return "dead"
+    if "CURVE" in kinds:
+        return "mixed"
+    return "PLAINTEXT" if plain else "unreachable"
+
+
+_Listeners = dict[str, list[tuple[int, str]]]
+
+
+def _listeners() -> _Listeners:
+    """Return who listens, by port or path: process and address, as far as the caller may see."""
+    found: _Listeners = {}
+    connections: list[Any] = []
+    with contextlib.suppress(psutil.Error, OSError):
+        connections = psutil.net_connections("all")
+    for one in connections:
+        if one.pid is None or not one.laddr:
+            continue
+        if isinstance(one.laddr, str):
+            found.setdefault(one.laddr, []).append((one.pid, one.laddr))
+        elif one.status == psutil.CONN_LISTEN:
+            found.setdefault(str(one.laddr.port), []).append((one.pid, one.laddr.ip))
+    return found
+
+
+def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
+    own = [_place(one["endpoint"]) for one in kernel.channels.values()]
+    if kernel.channels["shell"]["endpoint"].startswith("tcp://") and not _is_local(kernel):
+        return
+    pids = {pid for place in own for pid, _ in listeners.get(place, ())}
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            processes.append((process.create_time(), process))
+    if not processes:
+        return
+    # The oldest: forked children hold the same ports.
+    created, process = min(processes, key=lambda one: one[0])
+    kernel.pid = process.pid
+    kernel.since = datetime.fromtimestamp(created, timezone.utc).astimezone()
+    family = {process.pid}
+    with contextlib.suppress(psutil.Error):
+        family |= {child.pid for child in process.children(recursive=True)}
+    kernel.further_ports = [
+        {"address": address, "port": int(place), "pid": pid}
+        for place, holders in sorted(listeners.items())
+        for pid, address in holders
+        if pid in family and place.isdigit() and place not in own
+    ]
+
+
+def _place(endpoint: str) -> str:
+    transport, _, address = endpoint.partition("://")
+    return address if transport == "ipc" else address.rpartition(":")[2]
+
+
+def _is_local(kernel: KernelStatus) -> bool:
+    host = kernel.channels["shell"]["endpoint"].partition("://")[2].rpartition(":")[0]
+    if host.startswith("127.") or host == "localhost":
+        return True
+    return any(
+        address.address == host for addresses in psutil.net_if_addrs().values() for address in addresses
+    )
+
+
+class StatusApp(Command):
+    """Shows what every running kernel speaks."""
+
+    name = "status"
+    summary = """Show what the ports of every running kernel really speak, read from the wire, with no
+        key needed. Exit status 0 if every kernel that lives is encrypted."""
+
+    INTERVAL = 2.0
+    """Seconds between two looks of ``--watch``."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the files and the forms of output."""
+        parser.add_argument(
+            "files",
+            nargs="*",
+            metavar="FILE",
+            help="a connection file, or a part of its name; all in Jupyter's runtime folder by default",
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="look again every two seconds, until Ctrl-C; with --json, a line for each change",
+        )
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Look once, or again and again."""
+        if options.watch:
+            return self._watch(options)
+        kernels = look(self._paths(options.files))
+        if options.json:
+            print(json.dumps([kernel.as_json() for kernel in kernels], indent=2))  # noqa: T201
+        else:
+            console = _console()
+            console.print(_render(kernels, console))
+        alive = [kernel for kernel in kernels if kernel.verdict != "dead"]
+        return int(any(kernel.verdict != "encrypted" for kernel in alive))
+
+    @staticmethod
+    def _paths(files: Sequence[str]) -> list[str]:
+        if not files:
+            return sorted(_in_runtime_folder(), key=lambda path: (Path(path).stat().st_mtime, path))
+        paths = []
+        for name in files:
+            try:
+                paths.append(find_connection_file(name))
+            except OSError:
+                raise CurveKernelError(
+                    f"there is no connection file {name}",
+                    "`jupyter --paths` shows the runtime folder where running kernels have theirs",
+                ) from None
+        return paths
+
+    def _watch(self, options: argparse.Namespace) -> int:
+        console = _console()
+        live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        before = None
+        with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
+            while True:
+                kernels = look(self._paths(options.files))
+                now = [kernel.as_json() for kernel in kernels]
+                if options.json and now != before:
+                    print(json.dumps(now), flush=True)  # noqa: T201
+                elif not options.json and live is not None:
+                    live.update(_render(kernels, console), refresh=True)
+                elif not options.json and now != before:
+                    console.print(_render(kernels, console))
+                before = now
+                time.sleep(self.INTERVAL)
+        return 0
+
+
+def _in_runtime_folder() -> Iterable[str]:
+    for path in Path(jupyter_runtime_dir()).glob("*.json"):
+        with contextlib.suppress(OSError, CurveKernelError):
+            # A kernel may be started with a file of any name, and servers have theirs here too.
+            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
+                path.stat()
+                yield str(path)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # A pipe has no width: nothing is to be cut off or wrapped there.
+    return console if console.is_terminal else Console(highlight=False, width=10_000)
+
+
+def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType:
+    if not kernels:
+        return f"No kernel has a connection file in {jupyter_runtime_dir()}"
+    style = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=style, pad_edge=False, show_edge=False)
+    for heading in ("verdict", "kernel", "process", "since"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("channels", "connection file", "gives away"):
+        table.add_column(heading, overflow="fold")
+    further = []
+    for kernel in kernels:
+        table.add_row(
+            Text(kernel.verdict, _COLORS.get(kernel.verdict, "dim")),
+            Text(_printable(kernel.kernel_name) or "-"),
+            str(kernel.pid or "-"),
+            f"{kernel.since:%m-%d %H:%M}" if kernel.since else "-",
+            Text(_spoken(kernel)),
+            Text(_printable(_shortened(kernel.file))),
+            _given_away(kernel),
+        )
+        for port in kernel.further_ports:
+            holder = "" if port["pid"] == kernel.pid else f" (its child {port['pid']})"
+            address = f"{port['address']}:{port['port']}"
+            further.append(f"process {kernel.pid}{holder} also listens on {address}")
+    return Group(table, *(Text(line) for line in further))
+
+
+def _spoken(kernel: KernelStatus) -> str:
+    by_mechanism: dict[str, list[str]] = {}
+    for name, channel in kernel.channels.items():
+        by_mechanism.setdefault(channel["mechanism"], []).append(name)
+    if len(by_mechanism) == 1:
+        return f"all {next(iter(by_mechanism))}"
+    if kernel.problem:
+        return _printable(kernel.problem)
+    return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items())
+
+
+def _printable(text: str) -> str:
+    # A file's content must not drive the terminal.
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _shortened(path: str) -> str:
+    return Path(path).name if Path(path).parent == Path(jupyter_runtime_dir()) else path
+
+
+def _given_away(kernel: KernelStatus) -> Text:
+    text = Text()
+    if kernel.secret_key_in_file:
+        text.append("secret key", "bold red").append(", ")
+    if kernel.hmac_key_in_file:
+        text.append("HMAC key, ")
+    if kernel.file_mode:
+        open_to_others = int(kernel.file_mode, 8) & 0o077
+        text.append(f"mode {kernel.file_mode}", "bold red" if open_to_others else "")
+    return text
