@@ -7,6 +7,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -123,7 +124,9 @@ class CurveMagics(Magics):
         if app.client_authorization == "any":
             authorization = _ANYBODY
         else:
-            authorization = _LISTED.format(app.authorized_clients)
+            folder, home = app.authorized_clients, str(Path.home())
+            shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
+            authorization = _LISTED.format(shown)
         return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic

@@ -156,8 +156,7 @@ class CurveProvisioner(LocalProvisioner):
             )
         return CurveKernelError(
             f"kernel {name} ignores its CURVE keys, so it was ended: its port speaks {mechanism}",
-            "curve-provisioner in its kernelspec needs a kernel that encrypts: curve_kernel, or with"
-            " key_distribution=file one that reads the keys from its connection file",
+            "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
         )
 
     async def _end_kernel(self) -> None:

@@ -268,8 +268,10 @@ def test_a_kernel_that_ignores_its_keys(manager):
 def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatch):
     launcher = tmp_path / "launcher.py"
     launcher.write_text(
-        "import os, sys, zmq\n"
+        "import json, os, sys, zmq\n"
         "os.environ['JUPYTER_CURVE_SECRETKEY'] = zmq.curve_keypair()[1].decode()\n"
+        "info = json.load(open(sys.argv[2])); info.pop('curve_publickey', None)\n"
+        "sys.argv[2] += '-copy'; json.dump(info, open(sys.argv[2], 'w'))\n"
         "from curve_kernel.app import main; main()\n"
     )
     name = write_spec("liar")
