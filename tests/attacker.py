@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -132,25 +133,13 @@ def attacker(
     playground.mkdir(mode=0o777)
     playground.chmod(0o777)
     marker, notes = playground / "marker", playground / "notes"
-    pid = os.fork()
-    if pid == 0:
-        status = 1
+    arguments = json.dumps([sorted(known), str(marker), str(notes), rounds, seconds])
+    with subprocess.Popen([sys.executable, __file__, arguments]) as process:
         try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            status = 0
-            prey(known, str(marker), notes, rounds, seconds)
-        except BaseException as error:  # noqa: BLE001
-            with notes.open("ab") as file:
-                file.write(f"it failed: {error!r}".encode())
-        os._exit(status)
-    try:
-        wait_for("the attacker", lambda: notes.exists() and b"uid 65534" in notes.read_bytes(), 10)
-        yield marker, notes
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+            wait_for("the attacker", lambda: notes.exists() and b"uid 65534" in notes.read_bytes())
+            yield marker, notes
+        finally:
+            process.kill()
 
 
 def reachable(tmp_path: Path) -> None:
@@ -161,3 +150,21 @@ def reachable(tmp_path: Path) -> None:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def main() -> None:
+    known, marker, notes, rounds, seconds = json.loads(sys.argv[1])
+    # Whatever it imports is imported: another user may not be able to.
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        prey({(port, inode) for port, inode in known}, marker, Path(notes), rounds, seconds)
+    except BaseException as error:
+        with Path(notes).open("ab") as file:
+            file.write(f"it failed: {error!r}".encode())
+        raise
+
+
+if __name__ == "__main__":
+    main()

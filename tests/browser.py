@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
-from support import wait_for
+from support import SCREENSHOTS, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SCREENSHOTS = Path(os.environ.get("CURVE_KERNEL_SCREENSHOTS") or Path(__file__).parent / "screenshots")
 
 
 @contextlib.contextmanager

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import io
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,12 +24,15 @@ from typing import Any, TypeVar
 import psutil
 import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
+from rich.console import Console
+from rich.text import Text
 
 from curve_kernel.keys import KeyPair
 
 T = TypeVar("T")
 CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 MODULE = [sys.executable, "-m", "curve_kernel"]
+SCREENSHOTS = Path(os.environ.get("CURVE_KERNEL_SCREENSHOTS") or Path(__file__).parent / "screenshots")
 
 
 def wait_for(what: str, condition: Callable[[], T], timeout: float = 20) -> T:
@@ -173,6 +183,47 @@ def run_code(client: Any, code: str, timeout: float = 30, **kwargs: Any) -> tupl
     kwargs.setdefault("allow_stdin", False)
     reply = client.execute_interactive(code, timeout=timeout, output_hook=collect, **kwargs)
     return reply["content"]["status"], "".join(texts)
+
+
+def on_terminal(name: str, *arguments: str, columns: int = 100) -> tuple[int, str]:
+    """Run a command on a terminal, and take a picture; gives the status and what it wrote."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    chunks: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while chunk := os.read(ours, 1 << 16):
+                chunks.append(chunk)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    env = {
+        key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")
+    }
+    done = subprocess.run(
+        [*MODULE, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**env, "TERM": "xterm-256color"},
+        timeout=100,
+        check=False,
+    )
+    os.close(theirs)
+    reader.join(10)
+    os.close(ours)
+    out = b"".join(chunks).decode().replace("\r\n", "\n")
+    shown = out.replace(os.environ["HOME"], "~").replace(sys.prefix, "/opt/jupyter")
+    console = Console(record=True, width=columns, file=io.StringIO())
+    console.print(Text.from_ansi(shown))
+    SCREENSHOTS.mkdir(exist_ok=True)
+    title = " ".join(("python -m curve_kernel", *arguments))
+    picture = console.export_svg(title=title)
+    # A picture that fetches nothing.
+    picture = re.sub(r"@font-face \{.*?\}|<!-- Generated.*?-->", "", picture, flags=re.DOTALL)
+    (SCREENSHOTS / f"{name}.svg").write_text(picture.replace("Fira Code", "DejaVu Sans Mono"))
+    return done.returncode, out
 
 
 def curve_socket(context: zmq.Context[Any], kind: int, server_key: bytes) -> zmq.Socket[Any]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from support import MODULE
+from support import MODULE, on_terminal
 
 from curve_kernel import __version__
 from curve_kernel.cli.install import shipped_spec
@@ -78,6 +78,16 @@ def test_healthy():
     ).stdout
     assert "ok       key files: your own key is " in out
     assert all(line.startswith("ok ") for line in out.splitlines())
+
+
+def test_on_a_terminal():
+    runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    runtime.chmod(0o755)
+    write_spec("old-curve", argv=["/opt/old/bin/python", *shipped_spec()["argv"][1:]])
+    code, out = on_terminal("doctor", "doctor", columns=132)
+    assert code == 1
+    for color, level in (("32", "ok"), ("33", "warning"), ("1;31", "failure")):
+        assert f"\x1b[{color}m{level}" in out
 
 
 def test_kernelspecs(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
 import signal
 import socket
@@ -21,7 +20,16 @@ from typing import Any
 import ipykernel
 import psutil
 import pytest
-from support import CHANNELS, MODULE, connection_info, headless, run_code, started, wait_for
+from support import (
+    CHANNELS,
+    MODULE,
+    connection_info,
+    headless,
+    on_terminal,
+    run_code,
+    started,
+    wait_for,
+)
 
 HOLD_THE_GIL = "import ctypes; ctypes.PyDLL(None).sleep(30)"
 
@@ -168,7 +176,7 @@ def test_every_kind_of_kernel():
         assert "is not JSON" in found["kernel-broken"]["problem"]
         assert "has no 'control_port'" in found["kernel-half"]["problem"]
         assert found["kernel-mixed"]["channels"]["iopub"]["mechanism"] == "NULL"
-        assert found["kernel-mixed"]["channels"]["hb"]["mechanism"] == "nobody"
+        assert found["kernel-mixed"]["channels"]["hb"]["mechanism"] == "closed"
 
         code, out = status()
         assert code == 1
@@ -222,27 +230,18 @@ def test_a_file_that_is_not_there():
     assert hint.startswith("curve_kernel: hint: ")
 
 
-def test_on_a_terminal(tmp_path):
+def test_on_a_terminal():
     """Colors there, and as many columns as there are."""
-    write("stale")
-    with headless():
-        ours, theirs = pty.openpty()
-        os.environ["COLUMNS"] = "100"
-        try:
-            subprocess.run(
-                [*MODULE, "status"],
-                stdout=theirs,
-                env={**os.environ, "TERM": "xterm-256color"},
-                timeout=30,
-                check=True,
-            )
-        finally:
-            del os.environ["COLUMNS"]
-            os.close(theirs)
-        out = os.read(ours, 1 << 16).decode()
-        os.close(ours)
-    assert "\x1b[32mencrypted" in out
-    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in out.splitlines()) <= 100
+    write("stale", kernel_name="python3")
+    with started("python3") as (stock, _), started("python3-curve") as (km, _):
+        half = json.loads(Path(stock.connection_file).read_text())
+        half |= {"hb_port": km.hb_port}
+        (runtime() / "kernel-mixed.json").write_text(json.dumps(half))
+        code, out = on_terminal("status", "status", columns=132)
+    assert code == 1
+    for color, verdict in (("32", "encrypted"), ("1;31", "PLAINTEXT"), ("1;31", "mixed")):
+        assert f"\x1b[{color}m{verdict}" in out
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in out.splitlines()) <= 132
 
 
 def test_watch():

@@ -33,7 +33,7 @@ __all__ = ["KernelStatus", "StatusApp", "look"]
 _CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
-_NOBODY, _SILENT, _NOT_ZMTP = "nobody", "silent", "not ZMTP"
+_CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 _COLORS = {"encrypted": "green", "PLAINTEXT": "bold red", "mixed": "bold red", "unreachable": "yellow"}
 
 
@@ -42,7 +42,7 @@ class KernelStatus:
     """What was found out about one kernel.
 
     ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
-    PLAIN, or ``nobody``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
+    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
     ports on which its process or a child of it listens besides; nothing was sent to them.
     """
 
@@ -128,7 +128,7 @@ def _probe(channel: dict[str, str]) -> str:
     except TimeoutError:
         return _SILENT
     except (ConnectionRefusedError, FileNotFoundError):
-        return _NOBODY
+        return _CLOSED
     except ValueError:
         return _NOT_ZMTP
     except OSError:
@@ -137,10 +137,10 @@ def _probe(channel: dict[str, str]) -> str:
 
 def _verdict(spoken: Sequence[str]) -> str:
     kinds = set(spoken)
-    plain = kinds - {"CURVE", _NOBODY, _SILENT, _NOT_ZMTP}
+    plain = kinds - {"CURVE", _CLOSED, _SILENT, _NOT_ZMTP}
     if kinds == {"CURVE"}:
         return "encrypted"
-    if kinds == {_NOBODY}:
+    if kinds == {_CLOSED}:
         return "dead"
     if "CURVE" in kinds:
         return "mixed"
@@ -314,10 +314,13 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
             Text(_printable(_shortened(kernel.file))),
             _given_away(kernel),
         )
-        for port in kernel.further_ports:
-            holder = "" if port["pid"] == kernel.pid else f" (its child {port['pid']})"
-            address = f"{port['address']}:{port['port']}"
-            further.append(f"process {kernel.pid}{holder} also listens on {address}")
+        ports = [
+            f"{port['address']}:{port['port']}"
+            + ("" if port["pid"] == kernel.pid else f" (its child {port['pid']})")
+            for port in kernel.further_ports
+        ]
+        if ports:
+            further.append(f"process {kernel.pid} also listens on {', '.join(ports)}")
     return Group(table, *(Text(line) for line in further))
 
 
