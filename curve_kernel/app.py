@@ -31,7 +31,7 @@ from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.connect import KernelConnectionInfo
-from traitlets import CaselessStrEnum, Dict, TraitError, Unicode, default
+from traitlets import CaselessStrEnum, Dict, Enum, Float, Int, TraitError, Unicode, default
 from traitlets.utils import filefind
 from zmq.eventloop.zmqstream import ZMQStream
 
@@ -40,10 +40,20 @@ from .authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
 from .errors import CurveKernelError, fail
 from .identity import AuthorizedClients, curve_folder
 from .keys import EnvironmentSecret, KeyPair
+from .sockets import Limits
 
 __all__ = ["CurveKernelApp", "main"]
 
 _CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
+# What a client has to send there: subscriptions, pings, text, code and uploads.
+_MESSAGE_SIZES = {
+    "shell": 64 << 20,
+    "stdin": 16 << 20,
+    "control": 16 << 20,
+    "iopub": 64 << 10,
+    "hb": 4 << 10,
+    "pipe": 64 << 20,
+}
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -51,9 +61,15 @@ class CurveHeartbeat(Heartbeat):
     """A heartbeat whose socket is a CURVE server, natively so only since ipykernel 7.3."""
 
     def __init__(
-        self, *args: Any, keys: KeyPair, monitor: HandshakeMonitor | None, **kwargs: Any
+        self,
+        *args: Any,
+        keys: KeyPair,
+        limits: Limits,
+        monitor: HandshakeMonitor | None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._limits = limits
         self._keys: KeyPair | None = keys
         self._monitor = monitor
         self._bound = threading.Event()
@@ -61,7 +77,7 @@ class CurveHeartbeat(Heartbeat):
 
     def _bind_socket(self) -> None:
         assert self._keys is not None
-        sockets.make_server(self.socket, self._keys)
+        sockets.make_server(self.socket, self._keys, self._limits)
         if self._monitor is not None:
             self._monitor.watch(self.socket, "hb")
         super()._bind_socket()
@@ -100,8 +116,10 @@ class CurveIOPubThread(IOPubThread):
     server key without which there is no handshake.
     """
 
-    def __init__(self, *args: Any, monitor: HandshakeMonitor | None, **kwargs: Any) -> None:
-        self._monitor = monitor
+    def __init__(
+        self, *args: Any, limits: Limits, monitor: HandshakeMonitor | None, **kwargs: Any
+    ) -> None:
+        self._limits, self._monitor = limits, monitor
         super().__init__(*args, **kwargs)
 
     def _setup_pipe_in(self) -> None:
@@ -109,7 +127,7 @@ class CurveIOPubThread(IOPubThread):
         self._pipe_keys, self._pipe_client_keys = KeyPair.generate(), KeyPair.generate()
         pipe_in = self.socket.context.socket(zmq.PULL)
         pipe_in.linger = 0
-        sockets.make_server(pipe_in, self._pipe_keys)
+        sockets.make_server(pipe_in, self._pipe_keys, self._limits)
         if self._monitor is not None:
             self._monitor.watch(pipe_in, "pipe")
         try:
@@ -194,6 +212,28 @@ class CurveKernelApp(IPKernelApp):
         config=True,
         help="""The folder that lists the clients, in owners/NAME.key and viewers/NAME.key
         [default: curve in Jupyter's configuration folder].""",
+    )
+
+    handshake_timeout = Float(
+        5.0,
+        min=0.1,
+        config=True,
+        help="""Seconds after which a handshake that is not over is given up.""",
+    )
+    max_handshakes = Int(
+        128,
+        min=1,
+        config=True,
+        help="""Connections that may be in their handshake at the same time, on all ports together;
+        the oldest is cut for a newer one. Never more than a quarter of the open files that the
+        process may have, so that code can always open some.""",
+    )
+    max_message_size = Dict(
+        value_trait=Int(min=4096),
+        key_trait=Enum(list(_MESSAGE_SIZES)),
+        config=True,
+        help="""Bytes in one frame that a channel takes, which holds for the handshake too: libzmq hangs
+        up on a larger one. Give what is to differ, such as shell=1073741824.""",
     )
 
     _keys: KeyPair | None = None
@@ -288,11 +328,23 @@ class CurveKernelApp(IPKernelApp):
             self._authorized.check()
         super().init_sockets()
 
+    def _limits(self, channel: str) -> Limits:
+        size = self.max_message_size.get(channel, _MESSAGE_SIZES[channel])
+        return Limits(self.handshake_timeout, size)
+
+    def _handshake_limit(self) -> int:
+        import resource
+
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if open_files == resource.RLIM_INFINITY:
+            return int(self.max_handshakes)
+        return max(min(self.max_handshakes, open_files // 4), 1)
+
     def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
         """Start answering ZAP requests and watching handshakes, before the first port opens."""
         audit = AuditLog(self.log)
         self._own_client_keys = KeyPair.generate()
-        self._monitor = HandshakeMonitor(context, audit)
+        self._monitor = HandshakeMonitor(context, audit, self._handshake_limit())
         self._monitor.start()
         self._authenticator = ClientAuthenticator(
             context,
@@ -358,7 +410,7 @@ class CurveKernelApp(IPKernelApp):
         assert self._keys is not None
         channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
         monitor = self._monitor or self._start_authorization(s.context)
-        sockets.make_server(s, self._keys, zap_domain=channel)
+        sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
         monitor.watch(s, channel)
         try:
             return int(super()._bind_socket(s, port))
@@ -381,15 +433,17 @@ class CurveKernelApp(IPKernelApp):
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         """Bind iopub and start its thread, with an encrypted pipe for forked children."""
-        with _in_place_of_upstream(IOPubThread=partial(CurveIOPubThread, monitor=self._monitor)):
+        thread = partial(CurveIOPubThread, limits=self._limits("pipe"), monitor=self._monitor)
+        with _in_place_of_upstream(IOPubThread=thread):
             super().init_iopub(context)
 
     def init_heartbeat(self) -> None:
         """Start the heart beating, and make sure that it does."""
         assert self._keys is not None
-        with _in_place_of_upstream(
-            Heartbeat=partial(CurveHeartbeat, keys=self._keys, monitor=self._monitor)
-        ):
+        heart = partial(
+            CurveHeartbeat, keys=self._keys, limits=self._limits("hb"), monitor=self._monitor
+        )
+        with _in_place_of_upstream(Heartbeat=heart):
             super().init_heartbeat()
         self._check_iopub_pipe_and_heartbeat()
         heartbeat = cast(CurveHeartbeat, self.heartbeat)

@@ -7,25 +7,33 @@ its secret key and knows the server key. Whoever fails before that is seen by li
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import parse_monitor_message
 
 from .identity import MANAGER, OWN_CLIENT, AuthorizedClients
 
 __all__ = ["AuditLog", "ClientAuthenticator", "Connection", "HandshakeMonitor", "Port"]
 
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
+
+# A CURVE client sends less than 2 KiB until it gets READY; what it has sent is known to TCP.
+_HANDSHAKE_BYTES = 16 << 10
+# Seconds between two looks at the connections that are in their handshake.
+_INTERVAL = 0.05
+_BATCH = 1000
 
 # Values of HANDSHAKE_FAILED_PROTOCOL, from libzmq's zmq.h; pyzmq has no names for them.
 _REASONS = {0x11000001: "wrong server key", 0x11000002: "no CURVE, plaintext perhaps"}
@@ -261,6 +269,7 @@ class _Watched:
     mechanism: str
     monitor: zmq.Socket[Any]
     endpoint: str = ""
+    address: tuple[object, object] = (None, None)
     # By file descriptor, in the order of accepting: the handshake is going on, or behind.
     handshaking: dict[int, str] = field(default_factory=dict)
     connected: dict[int, Connection] = field(default_factory=dict)
@@ -270,7 +279,10 @@ class _Watched:
 
 
 class HandshakeMonitor(threading.Thread):
-    """Knows who is connected, and logs the handshakes that fail before ZAP sees them.
+    """Knows who is connected, and bounds and logs the handshakes that come to nothing.
+
+    libzmq bounds neither how many connections are in their handshake nor what they send. Here the
+    oldest is cut if there are too many, and each that has sent more than any handshake takes.
 
     One thread reads libzmq's monitors of all sockets; messages do not pass here. libzmq does not tell
     which connection it was whose handshake succeeded. Where several from one address are in it at the
@@ -283,6 +295,8 @@ class HandshakeMonitor(threading.Thread):
         Of most of the sockets. They may have others.
     audit : AuditLog
         Is told of who was let in and of each failure.
+    limit : int
+        Connections that may be in their handshake at the same time, all sockets together.
     """
 
     _EVENTS = (
@@ -296,13 +310,20 @@ class HandshakeMonitor(threading.Thread):
     # A monitor blocks libzmq's I/O thread while its queue is full.
     _QUEUE = 100_000
 
-    def __init__(self, context: zmq.Context[Any], audit: AuditLog) -> None:
+    def __init__(self, context: zmq.Context[Any], audit: AuditLog, limit: int) -> None:
         super().__init__(name="HandshakeMonitor", daemon=True)
         vars(self).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._audit = audit
+        self._limit = limit
+        # Of all sockets, the oldest first, without those that were cut already.
+        self._handshaking: dict[tuple[str, int], _Watched] = {}
+        # To look at a connection while its descriptor can't be closed, and none may be free.
+        self._spare, self._null = (os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(2))
         self._lock = threading.Lock()
         self._watched: dict[zmq.Socket[Any], _Watched] = {}
         self._pid = os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_ports)
         endpoint = f"inproc://curve-kernel-monitor-{id(self)}"
         self._wake_in, self._wake_out = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
         for wake in (self._wake_in, self._wake_out):
@@ -350,12 +371,12 @@ class HandshakeMonitor(threading.Thread):
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         watched: dict[zmq.Socket[Any], _Watched] = {}
+        last = 0.0
         while True:
-            for ready, _ in poller.poll():
+            for ready, _ in poller.poll(int(_INTERVAL * 1000) if self._handshaking else None):
                 if ready is not self._wake_in:
-                    event = parse_monitor_message(ready.recv_multipart())
                     with self._lock:
-                        self._handle(watched[ready], event)
+                        self._drain(watched[ready])
                 elif ready.recv():
                     return
                 else:
@@ -363,16 +384,94 @@ class HandshakeMonitor(threading.Thread):
                         watched = {one.monitor: one for one in self._watched.values()}
                     for monitor in watched:
                         poller.register(monitor, zmq.POLLIN)
+            if self._handshaking and time.monotonic() - last >= _INTERVAL:
+                last = time.monotonic()
+                self._cut_talkers()
 
-    def _handle(self, watched: _Watched, event: Any) -> None:
-        value = int(event["value"])
+    def _leave_ports(self) -> None:
+        """Let go of every listener and connection in a forked child, or it would outlive the kernel."""
+        ports = {watched.address for watched in self._watched.values()}
+        with contextlib.suppress(OSError):
+            for entry in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    one = socket.socket(fileno=int(entry.name))
+                    try:
+                        if _name(one) in ports:
+                            # libzmq's number stays taken: nothing else in the child gets it.
+                            os.dup2(self._null, int(entry.name), inheritable=False)
+                    finally:
+                        one.detach()
+
+    def _drain(self, watched: _Watched) -> None:
+        for _ in range(_BATCH):
+            try:
+                frame, endpoint = watched.monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event, value = struct.unpack("=Hi", frame)
+            self._handle(watched, event, value, endpoint)
+
+    def _cut_talkers(self) -> None:
+        for key, watched in list(self._handshaking.items()):
+            sent, received = self._traffic(key[1])
+            if received > _HANDSHAKE_BYTES and sent <= _BEFORE_READY:
+                self._cut(key, watched, "too many bytes in the handshake")
+
+    def _cut(self, key: tuple[str, int], watched: _Watched, why: str) -> None:
+        self._handshaking.pop(key)
+        address = watched.handshaking.get(key[1], _UNKNOWN_ADDRESS)
+        with contextlib.suppress(OSError), self._held(key[1]) as peer:
+            if _name(peer) == watched.address:
+                self._audit.refused(watched.channel, address, why)
+                peer.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _held(self, descriptor: int) -> Iterator[socket.socket]:
+        """Give the socket behind libzmq's *descriptor*, which may have been closed and reused."""
+        os.dup2(descriptor, self._spare, inheritable=False)
+        peer = None
+        try:
+            peer = socket.socket(fileno=self._spare)
+            yield peer
+        finally:
+            if peer is not None:
+                peer.detach()
+            os.dup2(self._null, self._spare, inheritable=False)
+
+    def _traffic(self, descriptor: int) -> tuple[int, int]:
+        """Return the bytes that were sent to and received from a peer, 0 where TCP does not tell."""
+        try:
+            with self._held(descriptor) as peer:
+                info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+            (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
+            (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
+        except (OSError, struct.error):
+            return 0, 0
+        return sent, received
+
+    def _peer_of(self, descriptor: int) -> str:
+        try:
+            with self._held(descriptor) as peer:
+                if peer.family == socket.AF_UNIX:
+                    return "this machine"
+                return str(peer.getpeername()[0])
+        except OSError:
+            return _UNKNOWN_ADDRESS
+
+    def _handle(self, watched: _Watched, event: int, value: int, endpoint: bytes) -> None:
         failure, watched.failure = watched.failure, None
         address = _UNKNOWN_ADDRESS
-        match event["event"]:
+        match event:
             case zmq.EVENT_LISTENING:
-                watched.endpoint = event["endpoint"].decode()
+                watched.endpoint = endpoint.decode()
+                with contextlib.suppress(OSError), self._held(value) as listener:
+                    watched.address = _name(listener)
             case zmq.EVENT_ACCEPTED:
-                watched.handshaking[value] = _peer_of(value)
+                watched.handshaking[value] = self._peer_of(value)
+                self._handshaking[watched.channel, value] = watched
+                if len(self._handshaking) > self._limit:
+                    key, oldest = next(iter(self._handshaking.items()))
+                    self._cut(key, oldest, "too many connections in the handshake")
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._succeeded(watched)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -381,6 +480,7 @@ class HandshakeMonitor(threading.Thread):
                 watched.failure = _LEFT
             case zmq.EVENT_DISCONNECTED:
                 watched.connected.pop(value, None)
+                self._handshaking.pop((watched.channel, value), None)
                 address = watched.handshaking.pop(value, address)
         # libzmq's I/O thread reports a failure and then, at once, the file descriptor that it was on.
         if failure == _LEFT:
@@ -393,8 +493,7 @@ class HandshakeMonitor(threading.Thread):
         if not watched.monitor.poll(0):
             del watched.let_in[: max(len(watched.let_in) - len(watched.handshaking), 0)]
 
-    @staticmethod
-    def _succeeded(watched: _Watched) -> None:
+    def _succeeded(self, watched: _Watched) -> None:
         if not watched.handshaking:
             return
         candidates = watched.handshaking
@@ -406,8 +505,10 @@ class HandshakeMonitor(threading.Thread):
             who = Connection(watched.channel, "")
         descriptor = next(iter(candidates))
         if len(candidates) > 1:
-            descriptor = next((one for one in candidates if _has_got_ready(one)), descriptor)
+            ready = (one for one in candidates if self._traffic(one)[0] > _BEFORE_READY)
+            descriptor = next(ready, descriptor)
         address = watched.handshaking.pop(descriptor)
+        self._handshaking.pop((watched.channel, descriptor), None)
         watched.connected[descriptor] = replace(who, address=address, since=datetime.now().astimezone())
 
     def stop(self) -> None:
@@ -427,26 +528,15 @@ class HandshakeMonitor(threading.Thread):
         self._wake_out.close()
 
 
-def _peer_of(descriptor: int) -> str:
-    # The connection may be gone already, and its number in use for something else.
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as peer:
-            if peer.family == socket.AF_UNIX:
-                return "this machine"
-            return str(peer.getpeername()[0])
-    except OSError:
-        return _UNKNOWN_ADDRESS
+def _name(bound: socket.socket) -> tuple[object, object]:
+    """Return what is the same for a listener and what it accepted: family, and port or path."""
+    name = bound.getsockname()
+    return bound.family, name[1] if isinstance(name, tuple) else name
 
 
 # What a CURVE server sends before its READY: a greeting and WELCOME with its flags and size.
 _BEFORE_READY = 64 + 170
-_TCPI_BYTES_SENT = 200  # of struct tcp_info in linux/tcp.h, since Linux 4.19
-
-
-def _has_got_ready(descriptor: int) -> bool:
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as peer:
-            info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_BYTES_SENT + 8)
-            return bool(struct.unpack_from("Q", info, _TCPI_BYTES_SENT)[0] > _BEFORE_READY)
-    except (OSError, struct.error):
-        return False
+# Of struct tcp_info in linux/tcp.h, since Linux 4.19.
+_TCPI_BYTES_RECEIVED = 128
+_TCPI_BYTES_SENT = 200
+_TCP_INFO_SIZE = 208

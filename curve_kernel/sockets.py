@@ -7,16 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
 from .keys import KeyPair
 
-__all__ = ["client_defaults", "make_client", "make_server"]
+__all__ = ["Limits", "client_defaults", "make_client", "make_server"]
 
 
-def make_server(socket: zmq.Socket[Any], keys: KeyPair, zap_domain: str = "") -> None:
+@dataclass(frozen=True)
+class Limits:
+    """What a peer may do before anybody knows who it is, and after.
+
+    Parameters
+    ----------
+    handshake_timeout : float
+        Seconds until a handshake must be over.
+    message_size : int
+        Bytes in a frame of a message, also of the handshake's; libzmq hangs up on a larger one.
+    """
+
+    handshake_timeout: float
+    message_size: int
+
+
+def make_server(socket: zmq.Socket[Any], keys: KeyPair, limits: Limits, zap_domain: str = "") -> None:
     """Make *socket* a CURVE server before it binds.
 
     With a ZAP domain, each handshake is put to the ZAP handler of the socket's context, and none
@@ -29,6 +46,8 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair, zap_domain: str = "") ->
         A socket that is not bound yet.
     keys : KeyPair
         The server key pair.
+    limits : Limits
+        For each of its connections.
     zap_domain : str
         The channel's name, for the authenticator.
     """
@@ -36,6 +55,8 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair, zap_domain: str = "") ->
     socket.curve_publickey = keys.public_key
     socket.curve_server = True
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.handshake_ivl = int(limits.handshake_timeout * 1000)
+    socket.maxmsgsize = limits.message_size
     if zap_domain:
         socket.zap_domain = zap_domain.encode()
 
