@@ -423,6 +423,8 @@ class HandshakeMonitor(threading.Thread):
         with contextlib.suppress(OSError), self._held(key[1]) as peer:
             if _name(peer) == watched.address:
                 self._audit.refused(watched.channel, address, why)
+                # libzmq sees the end and closes; what is still on its way is not waited for.
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 peer.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
