@@ -11,6 +11,7 @@ import atexit
 import ipaddress
 import logging
 import os
+import resource
 import shlex
 import socket
 import stat
@@ -54,6 +55,7 @@ _MESSAGE_SIZES = {
     "hb": 4 << 10,
     "pipe": 64 << 20,
 }
+_OPEN_FILES = 8192
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -221,7 +223,7 @@ class CurveKernelApp(IPKernelApp):
         help="""Seconds after which a handshake that is not over is given up.""",
     )
     max_handshakes = Int(
-        128,
+        256,
         min=1,
         config=True,
         help="""Connections that may be in their handshake at the same time, on all ports together;
@@ -333,12 +335,17 @@ class CurveKernelApp(IPKernelApp):
         return Limits(self.handshake_timeout, size)
 
     def _handshake_limit(self) -> int:
-        import resource
-
-        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if open_files == resource.RLIM_INFINITY:
-            return int(self.max_handshakes)
-        return max(min(self.max_handshakes, open_files // 4), 1)
+        """Make room for more open files, if that is allowed, and say how many strangers may have."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # libzmq accepts faster than anybody can cut. What it takes for a moment must not be missed.
+        unlimited = resource.RLIM_INFINITY
+        room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
+        if soft != unlimited and soft < room:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+            soft = room
+        return int(
+            self.max_handshakes if soft == unlimited else max(min(self.max_handshakes, soft // 4), 1)
+        )
 
     def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
         """Start answering ZAP requests and watching handshakes, before the first port opens."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -31,6 +32,11 @@ VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
 # A CURVE client sends less than 2 KiB until it gets READY; what it has sent is known to TCP.
 _HANDSHAKE_BYTES = 16 << 10
+# A greeting and HELLO, to which libzmq hangs up at once if it was made without the server key.
+_HELLO_SENT = 64 + 202
+_LOOK_AT = 32
+# Seconds, after which a connection that says nothing is accepted all the same.
+_DEFER_ACCEPT = 600
 # Seconds between two looks at the connections that are in their handshake.
 _INTERVAL = 0.05
 _BATCH = 1000
@@ -417,6 +423,13 @@ class HandshakeMonitor(threading.Thread):
             if received > _HANDSHAKE_BYTES and sent <= _BEFORE_READY:
                 self._cut(key, watched, "too many bytes in the handshake")
 
+    def _cut_oldest(self) -> None:
+        """Cut the oldest, and rather one that has not yet shown that it knows the server key."""
+        oldest = list(itertools.islice(self._handshaking, _LOOK_AT))
+        strangers = (key for key in oldest if self._traffic(key[1])[1] < _HELLO_SENT)
+        key = next(strangers, oldest[0])
+        self._cut(key, self._handshaking[key], "too many connections in the handshake")
+
     def _cut(self, key: tuple[str, int], watched: _Watched, why: str) -> None:
         self._handshaking.pop(key)
         address = watched.handshaking.get(key[1], _UNKNOWN_ADDRESS)
@@ -468,12 +481,12 @@ class HandshakeMonitor(threading.Thread):
                 watched.endpoint = endpoint.decode()
                 with contextlib.suppress(OSError), self._held(value) as listener:
                     watched.address = _name(listener)
+                    _defer_accept(listener)
             case zmq.EVENT_ACCEPTED:
                 watched.handshaking[value] = self._peer_of(value)
                 self._handshaking[watched.channel, value] = watched
                 if len(self._handshaking) > self._limit:
-                    key, oldest = next(iter(self._handshaking.items()))
-                    self._cut(key, oldest, "too many connections in the handshake")
+                    self._cut_oldest()
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._succeeded(watched)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -528,6 +541,15 @@ class HandshakeMonitor(threading.Thread):
             one.monitor.close()
         self._wake_in.close()
         self._wake_out.close()
+
+
+def _defer_accept(listener: socket.socket) -> None:
+    """Let the operating system keep connections that say nothing, so that they take no descriptor.
+
+    Both ends of ZMTP speak first.
+    """
+    if listener.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT)
 
 
 def _name(bound: socket.socket) -> tuple[object, object]:

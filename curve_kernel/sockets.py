@@ -17,6 +17,10 @@ from .keys import KeyPair
 __all__ = ["Limits", "client_defaults", "make_client", "make_server"]
 
 
+# Connections that the operating system may hold; it has a limit of its own, 4096 on Linux.
+_BACKLOG = 4096
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a peer may do before anybody knows who it is, and after.
@@ -57,6 +61,7 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair, limits: Limits, zap_doma
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     socket.handshake_ivl = int(limits.handshake_timeout * 1000)
     socket.maxmsgsize = limits.message_size
+    socket.backlog = _BACKLOG
     if zap_domain:
         socket.zap_domain = zap_domain.encode()
 

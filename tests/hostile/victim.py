@@ -57,8 +57,8 @@ class Victim:
 
 
 @contextlib.contextmanager
-def victim(name: str = "python3-curve", open_files: int = 1024) -> Iterator[Victim]:
-    """A kernel that may have *open_files* open files, with an owner and a viewer listed."""
+def victim(name: str = "python3-curve", ulimit: str = "-n 1024") -> Iterator[Victim]:
+    """A kernel with a limit to its open files, and with an owner and a viewer listed."""
     folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
     owner, viewer = KeyPair.generate(), KeyPair.generate()
     for role, who, pair in (("owners", "olga", owner), ("viewers", "vera", viewer)):
@@ -77,7 +77,7 @@ def victim(name: str = "python3-curve", open_files: int = 1024) -> Iterator[Vict
             "language": "python",
             "metadata": {"supported_encryption": ["curve"]},
         }
-    spec["argv"] = ["bash", "-c", f'ulimit -n {open_files}; exec "$0" "$@"', *spec["argv"]]
+    spec["argv"] = ["bash", "-c", f'ulimit {ulimit}; exec "$0" "$@"', *spec["argv"]]
     (limited / "kernel.json").write_text(json.dumps(spec))
     stock = {} if name == "python3-curve" else {"transport_encryption": "required"}
     with started(limited.name, **stock) as (km, client):

@@ -1,0 +1,127 @@
+"""A legitimate user at work while somebody without a key floods the ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flood import KINDS
+from jupyter_client import BlockingKernelClient
+from support import run_code
+from victim import Victim, figure, victim
+
+from curve_kernel.client import BlockingKernelClient as OwnKeysClient
+from curve_kernel.client import ConnectionRefusedByKernelError
+
+# A minute in a run for figures.
+SECONDS = float(os.environ.get("CURVE_KERNEL_FLOOD_SECONDS", "8"))
+OPEN_64 = "files = [open('/dev/null') for _ in range(64)]; [f.close() for f in files]; print('opened')"
+
+
+def round_trips(client: Any, seconds: float, least: int = 20) -> list[float]:
+    times = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times) < least:
+        start = time.monotonic()
+        reply = client.execute_interactive("pass", timeout=60, allow_stdin=False)
+        assert reply["content"]["status"] == "ok"
+        times.append(time.monotonic() - start)
+        time.sleep(0.02)
+    return times
+
+
+def p95(times: list[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1]
+
+
+def new_client(kernel: Victim) -> float:
+    """Seconds until a client that was not there before has its first answer."""
+    start = time.monotonic()
+    info = json.loads(Path(kernel.km.connection_file).read_text())
+    client: Any
+    while True:
+        if kernel.name == "python3-curve":
+            client = OwnKeysClient(client_keys=kernel.owner)
+        else:
+            client = BlockingKernelClient()
+        client.load_connection_info(info)
+        try:
+            client.start_channels()
+            client.wait_for_ready(timeout=60)
+            break
+        except (ConnectionRefusedByKernelError, RuntimeError):
+            if time.monotonic() - start > 60:
+                raise
+    taken = time.monotonic() - start
+    client.stop_channels()
+    return taken
+
+
+def under_flood(kernel: Victim, kind: str) -> dict[str, float]:
+    process = kernel.process
+    run_code(kernel.client, "pass")
+    quiet = p95(round_trips(kernel.client, 3))
+    before = process.memory_info().rss
+    command = [sys.executable, str(Path(__file__).parent / "flood.py"), kind, str(SECONDS)]
+    command += [kernel.server_key, *map(str, kernel.channels.values())]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as attacker:
+        try:
+            time.sleep(2)
+            ready = new_client(kernel)
+            times, peak = [], 0
+            while attacker.poll() is None:
+                times += round_trips(kernel.client, 0.2, least=1)
+                peak = max(peak, process.memory_info().rss)
+                opened = run_code(kernel.client, OPEN_64)
+                assert opened == ("ok", "opened\n"), opened
+            assert attacker.stdout is not None
+            done = int(attacker.stdout.read())
+        finally:
+            attacker.kill()
+    assert attacker.returncode == 0
+    time.sleep(1)
+    return {
+        "done": done,
+        "quiet_ms": round(quiet * 1000, 1),
+        "flood_ms": round(p95(times) * 1000, 1),
+        "ready_s": round(ready, 2),
+        "peak_mib": round((peak - before) / 2**20),
+        "after_mib": round((process.memory_info().rss - before) / 2**20),
+        "descriptors": process.num_fds(),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flood(kind: str) -> None:
+    # Where connections that speak take more than 1,024 files, more must be allowed; see the docs.
+    with victim(ulimit="-Sn 1024" if kind == "greeters" else "-n 1024") as kernel:
+        fds = kernel.process.num_fds()
+        measured = under_flood(kernel, kind)
+        figure(kind, kernel.name, **measured)
+        assert measured["done"] > 100
+        assert measured["ready_s"] < 5
+        assert measured["after_mib"] < 64
+        assert measured["descriptors"] < fds + 200
+        kernel.works()
+
+
+@pytest.mark.skipif(
+    "CURVE_KERNEL_STOCK" not in os.environ, reason="for the figures beside: set CURVE_KERNEL_STOCK"
+)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_flood_of_stock(kind: str) -> None:
+    """Nothing is asserted of stock; what it does is told beside."""
+    with victim("python3") as kernel:
+        try:
+            figure(kind, "stock CURVE", **under_flood(kernel, kind))
+        except Exception as error:  # noqa: BLE001
+            figure(kind, "stock CURVE", failed=f"{type(error).__name__}: {str(error)[:200]}")
