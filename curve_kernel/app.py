@@ -56,6 +56,7 @@ _MESSAGE_SIZES = {
     "pipe": 64 << 20,
 }
 _OPEN_FILES = 8192
+_TOPIC_SIZE = 256
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -145,6 +146,15 @@ class CurveIOPubThread(IOPubThread):
             return
         self._pipe_in = ZMQStream(pipe_in, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def _handle_subscription(self, frames: list[bytes]) -> None:
+        """Welcome subscribers, since ipykernel 7; a viewer may send anything in place of a topic.
+
+        What upstream raises for an empty frame would be printed into the notebook.
+        """
+        topics = [frame for frame in frames if 0 < len(frame) <= _TOPIC_SIZE]
+        if topics:
+            super()._handle_subscription(topics)
 
     def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
         context: zmq.Context[Any] = zmq.Context()
@@ -286,6 +296,9 @@ class CurveKernelApp(IPKernelApp):
             if "curve_secretkey" in info:
                 self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
         self._keys = keys.find(self._environment, info, self.abs_connection_file)
+        ports = [(info or {}).get(f"{name}_port", 0) for name in _CHANNELS]
+        if info is None or "curve_publickey" not in info or 0 in ports:
+            connection_file.check(self.abs_connection_file)
         if info is None:
             atexit.register(self.cleanup_connection_file)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 from . import files
 from .errors import CurveKernelError
 
-__all__ = ["read", "update", "write"]
+__all__ = ["check", "read", "update", "write"]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -47,10 +47,28 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     try:
         files.replace(path, json.dumps(content, indent=1).encode())
     except OSError as error:
-        raise CurveKernelError(
-            f"connection file {os.fspath(path)} can't be written: {error.strerror}",
-            "put it into a folder that you can write, on a disk with room",
-        ) from None
+        raise _not_written(path, error) from None
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Make sure that the connection file at *path* can be written, without writing it.
+
+    Raises
+    ------
+    CurveKernelError
+        If its folder can't be written, or the disk is full.
+    """
+    try:
+        files.check(path)
+    except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: str | os.PathLike[str], error: OSError) -> CurveKernelError:
+    return CurveKernelError(
+        f"connection file {os.fspath(path)} can't be written: {error.strerror}",
+        "put it into a folder that you can write, on a disk with room",
+    )
 
 
 def update(

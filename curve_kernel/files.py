@@ -7,7 +7,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-__all__ = ["read", "replace"]
+__all__ = ["check", "read", "replace"]
 
 _LIMIT = 1 << 20
 
@@ -34,6 +34,18 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
         return os.read(descriptor, _LIMIT), status
     finally:
         os.close(descriptor)
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Make sure that a small file can be written beside *path*, by writing one and removing it.
+
+    Raises
+    ------
+    OSError
+        If the folder can't be written, or the disk is full.
+    """
+    with tempfile.NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent, prefix=".") as file:
+        file.write(bytes(4096))
 
 
 def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> None:

@@ -36,11 +36,13 @@ class Victim:
 
     @property
     def process(self) -> psutil.Process:
-        [child] = [
-            one
-            for one in psutil.Process().children(recursive=True)
-            if self.km.connection_file in one.cmdline() and "ulimit" not in " ".join(one.cmdline())
-        ]
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                command = one.cmdline()
+                if self.km.connection_file in command and "ulimit" not in " ".join(command):
+                    found.append(one)
+        [child] = found
         return child
 
     @property
