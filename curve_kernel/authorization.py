@@ -223,13 +223,12 @@ class ClientAuthenticator(ThreadAuthenticator):
 
     def callback(self, channel: str, key: bytes) -> bool:
         """Say whether the client with public *key*, 40 bytes of Z85, may use *channel*."""
-        client = self._clients.find(key)
         shown = key.decode()
         if key == self._manager_key:
             role, name = MANAGER, ""
         elif key == self._own_client_key and channel == "shell":
             role, name = OWN_CLIENT, ""
-        elif client is None and self._anybody:
+        elif (client := self._clients.find(key)) is None and self._anybody:
             role, name = "anybody", ""
         elif client is None:
             self._audit.refused(channel, self._address, "unknown key", f" {shown}")
