@@ -13,12 +13,11 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
+from zmq.auth import Authenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from .identity import MANAGER, OWN_CLIENT, AuthorizedClients
@@ -33,8 +32,7 @@ _LEFT = -1
 _UNKNOWN_ADDRESS = "an unknown address"
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(NamedTuple):
     """A connection to one of the kernel's ports, after its handshake.
 
     ``role`` is ``manager``, ``owner`` or ``viewer``, ``anybody`` for a client that is not listed
@@ -57,8 +55,7 @@ class Connection:
         return f"{self.role} {self.name!r}" if self.name else self.role
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """A bound socket, as libzmq tells of it.
 
     ``refused`` counts connections by the reason why they came to nothing.
@@ -150,7 +147,7 @@ class AuditLog:
         self._left_out.clear()
 
 
-class ClientAuthenticator(ThreadAuthenticator):
+class ClientAuthenticator(Authenticator):
     """Decides for each handshake by the client's public key and the channel.
 
     Start it before the first socket binds: it serves every CURVE server of its context that has a ZAP
@@ -197,15 +194,38 @@ class ClientAuthenticator(ThreadAuthenticator):
         self._audit = audit
         self._monitor = monitor
         self._address = self._user_id = ""
+        self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         for channel in ("shell", "stdin", "control", "iopub"):
             self.configure_curve_callback(channel, self)
 
     def start(self) -> None:
-        """Start answering."""
+        """Start answering, in a thread without an event loop, which would cost more than the answer."""
         super().start()
+        endpoint = f"inproc://curve-kernel-zap-{id(self)}"
+        self._stop_out, self._stop_in = self.context.socket(zmq.PAIR), self.context.socket(zmq.PAIR)
+        for end in (self._stop_out, self._stop_in):
+            end.linger = 0
+        self._stop_out.bind(endpoint)
+        self._stop_in.connect(endpoint)
+        self._thread = threading.Thread(target=self._run, name="ClientAuthenticator", daemon=True)
         # As ipykernel marks its own threads: a breakpoint must not suspend it.
-        vars(self.thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for readable in (self._stop_in, self.zap_socket):
+            poller.register(readable, zmq.POLLIN)
+        while self._stop_in not in dict(poller.poll()):
+            answer = self.handle_zap_message(self.zap_socket.recv_multipart())
+            try:
+                # A coroutine only because a callback could be one; ours is none.
+                answer.send(None)
+            except StopIteration:
+                continue
+            answer.close()
+            raise RuntimeError("a ZAP request was to wait for something")
 
     async def handle_zap_message(self, msg: list[bytes]) -> None:
         """Answer one ZAP request; whatever goes wrong is a refusal."""
@@ -248,24 +268,30 @@ class ClientAuthenticator(ThreadAuthenticator):
 
     def stop(self) -> None:
         """Stop answering: from now on nobody is let in. Does nothing in a forked child."""
-        if os.getpid() == self._pid:
-            super().stop()
+        if os.getpid() != self._pid or self._thread is None:
+            return
+        self._stop_out.send(b"")
+        self._thread.join()
+        self._thread = None
+        self._stop_out.close()
+        self._stop_in.close()
+        super().stop()
 
 
-@dataclass
 class _Watched:
     """What is known of a socket that is watched."""
 
-    channel: str
-    mechanism: str
-    monitor: zmq.Socket[Any]
-    endpoint: str = ""
-    # By file descriptor, in the order of accepting: the handshake is going on, or behind.
-    handshaking: dict[int, str] = field(default_factory=dict)
-    connected: dict[int, Connection] = field(default_factory=dict)
-    # Whom the authenticator let in, and whose handshake is not known to be behind yet.
-    let_in: list[Connection] = field(default_factory=list)
-    failure: int | None = None
+    def __init__(self, channel: str, mechanism: str, monitor: zmq.Socket[Any]) -> None:
+        self.channel = channel
+        self.mechanism = mechanism
+        self.monitor = monitor
+        self.endpoint = ""
+        # By file descriptor, in the order of accepting: the handshake is going on, or behind.
+        self.handshaking: dict[int, str] = {}
+        self.connected: dict[int, Connection] = {}
+        # Whom the authenticator let in, and whose handshake is not known to be behind yet.
+        self.let_in: list[Connection] = []
+        self.failure: int | None = None
 
 
 class HandshakeMonitor(threading.Thread):
@@ -273,8 +299,9 @@ class HandshakeMonitor(threading.Thread):
 
     One thread reads libzmq's monitors of all sockets; messages do not pass here. libzmq does not tell
     which connection it was whose handshake succeeded. Where several from one address are in it at the
-    same time, TCP's count of bytes sent tells those that have got their READY; where even that leaves
-    a choice (it does on ipc), the first that was accepted is taken, so names may then be exchanged.
+    same time, they are let in one after the other, and TCP's count of bytes sent tells which has got
+    its READY; where even that leaves a choice (it does on ipc), the first that was accepted is taken,
+    so names may then be exchanged.
 
     Parameters
     ----------
@@ -294,12 +321,14 @@ class HandshakeMonitor(threading.Thread):
     )
     # A monitor blocks libzmq's I/O thread while its queue is full.
     _QUEUE = 100_000
+    _PATIENCE = 0.2
 
     def __init__(self, context: zmq.Context[Any], audit: AuditLog) -> None:
         super().__init__(name="HandshakeMonitor", daemon=True)
         vars(self).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._audit = audit
         self._lock = threading.Lock()
+        self._handled = threading.Condition(self._lock)
         self._watched: dict[zmq.Socket[Any], _Watched] = {}
         self._pid = os.getpid()
         endpoint = f"inproc://curve-kernel-monitor-{id(self)}"
@@ -323,12 +352,16 @@ class HandshakeMonitor(threading.Thread):
             self._wake_out.send(b"")
 
     def let_in(self, connection: Connection) -> None:
-        """Take note of whom the authenticator lets in, before libzmq knows."""
+        """Take note of whom the authenticator lets in, before libzmq knows.
+
+        Waits for whom it let in before to be connected, but not long: that one may have left.
+        """
         self._audit.let_in(connection)
-        with self._lock:
-            for watched in self._watched.values():
-                if watched.channel == connection.channel:
-                    watched.let_in.append(connection)
+        with self._handled:
+            watched = next(one for one in self._watched.values() if one.channel == connection.channel)
+            if not self._handled.wait_for(lambda: not watched.let_in, self._PATIENCE):
+                watched.let_in.clear()
+            watched.let_in.append(connection)
 
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, and who is connected to each."""
@@ -353,8 +386,9 @@ class HandshakeMonitor(threading.Thread):
             for ready, _ in poller.poll():
                 if ready is not self._wake_in:
                     event = parse_monitor_message(ready.recv_multipart())
-                    with self._lock:
+                    with self._handled:
                         self._handle(watched[ready], event)
+                        self._handled.notify_all()
                 elif ready.recv():
                     return
                 else:
@@ -404,10 +438,10 @@ class HandshakeMonitor(threading.Thread):
         else:
             who = Connection(watched.channel, "")
         descriptor = next(iter(candidates))
-        if len(candidates) > 1:
-            descriptor = next((one for one in candidates if _has_got_ready(one)), descriptor)
+        if len(candidates) > 1 and watched.endpoint.startswith("tcp:"):
+            descriptor = _who_has_got_ready(list(candidates)) or descriptor
         address = watched.handshaking.pop(descriptor)
-        watched.connected[descriptor] = replace(who, address=address, since=datetime.now().astimezone())
+        watched.connected[descriptor] = who._replace(address=address, since=datetime.now().astimezone())
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""
@@ -440,6 +474,15 @@ def _peer_of(descriptor: int) -> str:
 # What a CURVE server sends before its READY: a greeting and WELCOME with its flags and size.
 _BEFORE_READY = 64 + 170
 _TCPI_BYTES_SENT = 200  # of struct tcp_info in linux/tcp.h, since Linux 4.19
+
+
+def _who_has_got_ready(descriptors: list[int]) -> int | None:
+    # libzmq reports success an instant before it writes READY.
+    for _ in range(20):
+        if found := next((one for one in descriptors if _has_got_ready(one)), None):
+            return found
+        time.sleep(0.001)
+    return None
 
 
 def _has_got_ready(descriptor: int) -> bool:
