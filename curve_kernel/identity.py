@@ -16,8 +16,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jupyter_core.paths import jupyter_config_dir
 from zmq.auth import load_certificate
@@ -159,8 +159,7 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
     return KeyPair(public_key, secret_key)
 
 
-@dataclass(frozen=True)
-class Client:
+class Client(NamedTuple):
     """A client that is listed by name."""
 
     name: str
@@ -256,9 +255,7 @@ class AuthorizedClients:
                     self._owners.setdefault(client.public_key, client.path)
                 yield client
 
-    def _load(
-        self, role: str, entry: os.PathLike[str], status: os.stat_result
-    ) -> Client | None:
+    def _load(self, role: str, entry: os.PathLike[str], status: os.stat_result) -> Client | None:
         name = os.fspath(entry)
         state = (
             status.st_mtime_ns,
