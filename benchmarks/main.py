@@ -1,7 +1,7 @@
 """Runs all contenders in turn, in shuffled order in each round, and reports.
 
-Standard library only, but for the picture. Each contender is a process in an environment of its own, see
-worker.py; a measure is taken from all of them, one after the other, before the next measure.
+Standard library only, but for the picture. Each contender is a process in an environment of its own,
+see worker.py; a measure is taken from all of them, one after the other, before the next measure.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     warm_up = 0 if arguments.smoke else 2
     rounds = 3 if arguments.smoke else arguments.rounds
-    counts = {name: 2 for name in COUNTS} if arguments.smoke else dict(COUNTS)
+    counts = dict.fromkeys(COUNTS, 2) if arguments.smoke else dict(COUNTS)
     if not arguments.smoke:
         counts["client"] = -(-CLIENTS_THAT_CAME_AND_WENT // rounds)
     with workers(arguments.environments) as contenders:
@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="MEASURE", help="may be given several times")
     parser.add_argument("--smoke", action="store_true", help="three short rounds, no goals")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="only report what was measured before")
+    parser.add_argument(
+        "--report", type=Path, metavar="JSON", help="only report what was measured before"
+    )
     parser.add_argument("--compare", type=Path, metavar="JSON", help="whether an earlier run agrees")
     parser.add_argument("--environments", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -77,9 +77,7 @@ def values(results: dict[str, Any], measure: str, contender: str) -> list[float]
 
 
 def ratios(results: dict[str, Any], measure: str, contender: str, base: str) -> list[float]:
-    pairs = zip(
-        values(results, measure, contender), values(results, measure, base), strict=False
-    )
+    pairs = zip(values(results, measure, contender), values(results, measure, base), strict=False)
     return [one / other for one, other in pairs if other > 0]
 
 
@@ -114,7 +112,9 @@ def _ratio(numbers: list[float]) -> str:
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     rule = [" --- ", *(" ---: " for _ in head[1:])]
     lines = ["|" + "|".join(rule) + "|"]
-    return "\n".join(["| " + " | ".join(head) + " |", *lines, *("| " + " | ".join(r) + " |" for r in rows)])
+    return "\n".join(
+        ["| " + " | ".join(head) + " |", *lines, *("| " + " | ".join(r) + " |" for r in rows)]
+    )
 
 
 def _growths(results: dict[str, Any]) -> list[list[str]]:
@@ -124,7 +124,9 @@ def _growths(results: dict[str, Any]) -> list[list[str]]:
         half = len(sizes) // 2
         if half:
             whole, late = sizes[-1] - sizes[0], sizes[-1] - sizes[half]
-            rows.append([CONTENDERS[contender], f"{whole / 2**10:+.0f} KiB", f"{late / 2**10:+.0f} KiB"])
+            rows.append(
+                [CONTENDERS[contender], f"{whole / 2**10:+.0f} KiB", f"{late / 2**10:+.0f} KiB"]
+            )
     return rows
 
 
@@ -159,7 +161,9 @@ def table(results: dict[str, Any]) -> str:
     versions = results["versions"]["curve"]
     parts = [
         f"{rounds} rounds in {seconds // 60} min {seconds % 60} s on {results['cores']} cores: "
-        + ", ".join(f"{name} {versions[name]}" for name in ("python", "ipykernel", "jupyter_client", "libzmq"))
+        + ", ".join(
+            f"{name} {versions[name]}" for name in ("python", "ipykernel", "jupyter_client", "libzmq")
+        )
         + ". Ratios are of the same round; in brackets their middle half."
     ]
     goals = [
@@ -175,7 +179,14 @@ def table(results: dict[str, Any]) -> str:
     ]
     for name, numbers in subscriber_costs(results).items():
         met = "met" if quartiles(numbers)[1] <= 1 else "**missed**"
-        row = [f"{LABELS[name]}, each", CONTENDERS["curve"], "1 subscriber", _ratio(numbers), "1.00", met]
+        row = [
+            f"{LABELS[name]}, each",
+            CONTENDERS["curve"],
+            "1 subscriber",
+            _ratio(numbers),
+            "1.00",
+            met,
+        ]
         goals.append(row)
     if goals:
         parts.append(_markdown(["measure", "contender", "against", "ratio", "goal", ""], goals))
@@ -183,7 +194,9 @@ def table(results: dict[str, Any]) -> str:
         [
             LABELS[name],
             *(
-                _quantity(name, statistics.median(found)) if (found := values(results, name, one)) else ""
+                _quantity(name, statistics.median(found))
+                if (found := values(results, name, one))
+                else ""
                 for one in CONTENDERS
             ),
         ]
@@ -220,7 +233,9 @@ def table(results: dict[str, Any]) -> str:
         for name in _rows(results)
         if name not in VALUES
     ]
-    parts.append("CPU time of the kernel process, means:\n\n" + _markdown(["", *CONTENDERS.values()], cpu))
+    parts.append(
+        "CPU time of the kernel process, means:\n\n" + _markdown(["", *CONTENDERS.values()], cpu)
+    )
     if growths := _growths(results):
         number = results["clients_that_came_and_went"]
         head = [f"{number} clients came and went", "since the first round", "in the second half"]
@@ -277,7 +292,9 @@ def picture(results: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [LABELS[name].replace("`", "") for name in rows])
     axes.invert_yaxis()
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
-    axes.set_xlabel("stock as pip installs it, plaintext = 1; less is better; bars: middle half of all rounds")
+    axes.set_xlabel(
+        "stock as pip installs it, plaintext = 1; less is better; bars: middle half of all rounds"
+    )
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

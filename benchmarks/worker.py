@@ -24,13 +24,14 @@ CERTIFICATES = 200
 PREPARE = f"""
 import sys
 from comm import get_comm_manager
-texts = {{1: "the quick brown fox \\n" * (2**20 // 21), 8: "the quick brown fox \\n" * (8 * 2**20 // 21)}}
+texts = {{mib: "the quick brown fox \\n" * (mib * {MIB} // 21) for mib in (1, 8)}}
 blocks = {{8: bytes(8 * {MIB}), 32: bytes(32 * {MIB})}}
 def opened(comm, _):
     @comm.on_msg
     def received(message):
         data = message["content"]["data"]
-        comm.send({{"echo": data.get("echo")}}, buffers=[blocks[data["give"]]] if "give" in data else None)
+        buffers = [blocks[data["give"]]] if "give" in data else None
+        comm.send({{"echo": data.get("echo")}}, buffers=buffers)
 get_comm_manager().register_target("benchmark", opened)
 """
 
@@ -303,7 +304,9 @@ class BarePair(Contender):
     def __init__(self) -> None:
         super().__init__()
         command = [sys.executable, __file__, "bare-server"]
-        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.pid = self.server.pid
         self.shell_url, self.iopub_url, key = json.loads(self.server.stdout.readline())
         self.server_key = key.encode()
