@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = 3 if arguments.smoke else arguments.rounds
     counts = dict.fromkeys(COUNTS, 2) if arguments.smoke else dict(COUNTS)
     if not arguments.smoke:
-        counts["client"] = -(-CLIENTS_THAT_CAME_AND_WENT // rounds)
+        counts["client"] = -(-CLIENTS_THAT_CAME_AND_WENT // max(rounds, 30))
     with workers(arguments.environments) as contenders:
         measures = list(dict.fromkeys(name for one in contenders for name in one.measures))
         chosen = arguments.only or measures
@@ -140,6 +141,8 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, metavar="JSON", help="whether an earlier run agrees")
     parser.add_argument("--environments", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    # So that the contenders are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results = json.loads(arguments.report.read_text()) if arguments.report else run(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "results.json").write_text(json.dumps(results) + "\n")
