@@ -15,14 +15,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
+from zmq.auth import Authenticator
 
 from .identity import MANAGER, OWN_CLIENT, AuthorizedClients
 
@@ -30,25 +28,10 @@ __all__ = ["AuditLog", "ClientAuthenticator", "Connection", "HandshakeMonitor", 
 
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
-# A CURVE client sends less than 2 KiB until it gets READY; what it has sent is known to TCP.
-_HANDSHAKE_BYTES = 16 << 10
-# A greeting and HELLO, to which libzmq hangs up at once if it was made without the server key.
-_HELLO_SENT = 64 + 202
-_LOOK_AT = 32
-# Seconds, after which a connection that says nothing is accepted all the same.
-_DEFER_ACCEPT = 600
-# Seconds between two looks at the connections that are in their handshake.
-_INTERVAL = 0.05
-_BATCH = 1000
-
-# Values of HANDSHAKE_FAILED_PROTOCOL, from libzmq's zmq.h; pyzmq has no names for them.
-_REASONS = {0x11000001: "wrong server key", 0x11000002: "no CURVE, plaintext perhaps"}
-_LEFT = -1
 _UNKNOWN_ADDRESS = "an unknown address"
 
 
-@dataclass(frozen=True)
-class Connection:
+class Connection(NamedTuple):
     """A connection to one of the kernel's ports, after its handshake.
 
     ``role`` is ``manager``, ``owner`` or ``viewer``, ``anybody`` for a client that is not listed
@@ -71,8 +54,7 @@ class Connection:
         return f"{self.role} {self.name!r}" if self.name else self.role
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """A bound socket, as libzmq tells of it.
 
     ``refused`` counts connections by the reason why they came to nothing.
@@ -164,7 +146,7 @@ class AuditLog:
         self._left_out.clear()
 
 
-class ClientAuthenticator(ThreadAuthenticator):
+class ClientAuthenticator(Authenticator):
     """Decides for each handshake by the client's public key and the channel.
 
     Start it before the first socket binds: it serves every CURVE server of its context that has a ZAP
@@ -211,15 +193,38 @@ class ClientAuthenticator(ThreadAuthenticator):
         self._audit = audit
         self._monitor = monitor
         self._address = self._user_id = ""
+        self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         for channel in ("shell", "stdin", "control", "iopub"):
             self.configure_curve_callback(channel, self)
 
     def start(self) -> None:
-        """Start answering."""
+        """Start answering, in a thread without an event loop, which would cost more than the answer."""
         super().start()
+        endpoint = f"inproc://curve-kernel-zap-{id(self)}"
+        self._stop_out, self._stop_in = self.context.socket(zmq.PAIR), self.context.socket(zmq.PAIR)
+        for end in (self._stop_out, self._stop_in):
+            end.linger = 0
+        self._stop_out.bind(endpoint)
+        self._stop_in.connect(endpoint)
+        self._thread = threading.Thread(target=self._run, name="ClientAuthenticator", daemon=True)
         # As ipykernel marks its own threads: a breakpoint must not suspend it.
-        vars(self.thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for readable in (self._stop_in, self.zap_socket):
+            poller.register(readable, zmq.POLLIN)
+        while self._stop_in not in dict(poller.poll()):
+            answer = self.handle_zap_message(self.zap_socket.recv_multipart())
+            try:
+                # A coroutine only because a callback could be one; ours is none.
+                answer.send(None)
+            except StopIteration:
+                continue
+            answer.close()
+            raise RuntimeError("a ZAP request was to wait for something")
 
     async def handle_zap_message(self, msg: list[bytes]) -> None:
         """Answer one ZAP request; whatever goes wrong is a refusal."""
@@ -237,13 +242,12 @@ class ClientAuthenticator(ThreadAuthenticator):
 
     def callback(self, channel: str, key: bytes) -> bool:
         """Say whether the client with public *key*, 40 bytes of Z85, may use *channel*."""
-        client = self._clients.find(key)
         shown = key.decode()
         if key == self._manager_key:
             role, name = MANAGER, ""
         elif key == self._own_client_key and channel == "shell":
             role, name = OWN_CLIENT, ""
-        elif client is None and self._anybody:
+        elif (client := self._clients.find(key)) is None and self._anybody:
             role, name = "anybody", ""
         elif client is None:
             self._audit.refused(channel, self._address, "unknown key", f" {shown}")
@@ -263,25 +267,70 @@ class ClientAuthenticator(ThreadAuthenticator):
 
     def stop(self) -> None:
         """Stop answering: from now on nobody is let in. Does nothing in a forked child."""
-        if os.getpid() == self._pid:
-            super().stop()
+        if os.getpid() != self._pid or self._thread is None:
+            return
+        self._stop_out.send(b"")
+        self._thread.join()
+        self._thread = None
+        self._stop_out.close()
+        self._stop_in.close()
+        super().stop()
 
 
-@dataclass
+class _Handshake:
+    """A connection whose handshake goes on, held open until it is known how that ended."""
+
+    def __init__(self, watched: _Watched, descriptor: int) -> None:
+        self.watched = watched
+        self.address = _UNKNOWN_ADDRESS
+        self.cut = self.left = False
+        self._socket: socket.socket | None = None
+        with contextlib.suppress(OSError):
+            self._socket = _duplicate(descriptor)
+            is_local = self._socket.family == socket.AF_UNIX
+            self.address = "this machine" if is_local else str(self._socket.getpeername()[0])
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes that were sent to and received from the peer, 0 where TCP does not tell."""
+        if self._socket is None or self._socket.family == socket.AF_UNIX:
+            return 0, 0
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+            (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
+            (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
+        except (OSError, struct.error):
+            return 0, 0
+        return sent, received
+
+    def hang_up(self) -> None:
+        """End the connection; libzmq sees it and closes. What is on its way is not waited for."""
+        self.cut = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._socket is not None:
+            self._socket.close()
+
+
 class _Watched:
     """What is known of a socket that is watched."""
 
-    channel: str
-    mechanism: str
-    monitor: zmq.Socket[Any]
-    endpoint: str = ""
-    address: tuple[object, object] = (None, None)
-    # By file descriptor, in the order of accepting: the handshake is going on, or behind.
-    handshaking: dict[int, str] = field(default_factory=dict)
-    connected: dict[int, Connection] = field(default_factory=dict)
-    # Whom the authenticator let in, and whose handshake is not known to be behind yet.
-    let_in: list[Connection] = field(default_factory=list)
-    failure: int | None = None
+    def __init__(self, channel: str, mechanism: str, monitor: zmq.Socket[Any]) -> None:
+        self.channel = channel
+        self.mechanism = mechanism
+        self.monitor = monitor
+        self.endpoint = ""
+        self.name: tuple[object, object] | None = None
+        # By libzmq's file descriptor, in the order of accepting: the handshake goes on, or is behind.
+        self.handshaking: dict[int, _Handshake] = {}
+        self.connected: dict[int, Connection] = {}
+        # Whom the authenticator let in, and whose handshake is not known to be behind yet.
+        self.let_in: list[Connection] = []
+        self.left = False
 
 
 class HandshakeMonitor(threading.Thread):
@@ -292,8 +341,10 @@ class HandshakeMonitor(threading.Thread):
 
     One thread reads libzmq's monitors of all sockets; messages do not pass here. libzmq does not tell
     which connection it was whose handshake succeeded. Where several from one address are in it at the
-    same time, TCP's count of bytes sent tells those that have got their READY; where even that leaves
-    a choice (it does on ipc), the first that was accepted is taken, so names may then be exchanged.
+    same time, they are let in one after the other, and TCP's count of bytes sent tells which has got
+    its READY; where even that leaves a choice (it does on ipc), the first that was accepted is taken,
+    so names may then be exchanged. Nor is HANDSHAKE_FAILED_PROTOCOL asked for: reporting it loses
+    libzmq its errno, and a connection that breaks the protocol after its handshake would stay for ever.
 
     Parameters
     ----------
@@ -309,12 +360,16 @@ class HandshakeMonitor(threading.Thread):
         zmq.EVENT_LISTENING
         | zmq.EVENT_ACCEPTED
         | zmq.EVENT_HANDSHAKE_SUCCEEDED
-        | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         | zmq.EVENT_DISCONNECTED
     )
     # A monitor blocks libzmq's I/O thread while its queue is full.
     _QUEUE = 100_000
+    _PATIENCE = 0.2
+    # Seconds between two looks at the connections that are in their handshake.
+    _INTERVAL = 0.05
+    _BATCH = 1000
+    _LOOK_AT = 32
 
     def __init__(self, context: zmq.Context[Any], audit: AuditLog, limit: int) -> None:
         super().__init__(name="HandshakeMonitor", daemon=True)
@@ -322,10 +377,9 @@ class HandshakeMonitor(threading.Thread):
         self._audit = audit
         self._limit = limit
         # Of all sockets, the oldest first, without those that were cut already.
-        self._handshaking: dict[tuple[str, int], _Watched] = {}
-        # To look at a connection while its descriptor can't be closed, and none may be free.
-        self._spare, self._null = (os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for _ in range(2))
+        self._handshaking: dict[tuple[str, int], _Handshake] = {}
         self._lock = threading.Lock()
+        self._handled = threading.Condition(self._lock)
         self._watched: dict[zmq.Socket[Any], _Watched] = {}
         self._pid = os.getpid()
         if hasattr(os, "register_at_fork"):
@@ -351,12 +405,16 @@ class HandshakeMonitor(threading.Thread):
             self._wake_out.send(b"")
 
     def let_in(self, connection: Connection) -> None:
-        """Take note of whom the authenticator lets in, before libzmq knows."""
+        """Take note of whom the authenticator lets in, before libzmq knows.
+
+        Waits for whom it let in before to be connected, but not long: that one may have left.
+        """
         self._audit.let_in(connection)
-        with self._lock:
-            for watched in self._watched.values():
-                if watched.channel == connection.channel:
-                    watched.let_in.append(connection)
+        with self._handled:
+            watched = next(one for one in self._watched.values() if one.channel == connection.channel)
+            if not self._handled.wait_for(lambda: not watched.let_in, self._PATIENCE):
+                watched.let_in.clear()
+            watched.let_in.append(connection)
 
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, and who is connected to each."""
@@ -379,10 +437,11 @@ class HandshakeMonitor(threading.Thread):
         watched: dict[zmq.Socket[Any], _Watched] = {}
         last = 0.0
         while True:
-            for ready, _ in poller.poll(int(_INTERVAL * 1000) if self._handshaking else None):
+            for ready, _ in poller.poll(int(self._INTERVAL * 1000) if self._handshaking else None):
                 if ready is not self._wake_in:
-                    with self._lock:
+                    with self._handled:
                         self._drain(watched[ready])
+                        self._handled.notify_all()
                 elif ready.recv():
                     return
                 else:
@@ -390,141 +449,113 @@ class HandshakeMonitor(threading.Thread):
                         watched = {one.monitor: one for one in self._watched.values()}
                     for monitor in watched:
                         poller.register(monitor, zmq.POLLIN)
-            if self._handshaking and time.monotonic() - last >= _INTERVAL:
+            if self._handshaking and time.monotonic() - last >= self._INTERVAL:
                 last = time.monotonic()
                 self._cut_talkers()
 
-    def _leave_ports(self) -> None:
-        """Let go of every listener and connection in a forked child, or it would outlive the kernel."""
-        ports = {watched.address for watched in self._watched.values()}
-        with contextlib.suppress(OSError):
-            for entry in Path("/proc/self/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    one = socket.socket(fileno=int(entry.name))
-                    try:
-                        if _name(one) in ports:
-                            # libzmq's number stays taken: nothing else in the child gets it.
-                            os.dup2(self._null, int(entry.name), inheritable=False)
-                    finally:
-                        one.detach()
-
     def _drain(self, watched: _Watched) -> None:
-        for _ in range(_BATCH):
+        for _ in range(self._BATCH):
             try:
                 frame, endpoint = watched.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                # Who was let in may have left before knowing it. With no event waiting, every
+                # handshake that the authenticator has seen is among these.
+                del watched.let_in[: max(len(watched.let_in) - len(watched.handshaking), 0)]
                 return
             event, value = struct.unpack("=Hi", frame)
             self._handle(watched, event, value, endpoint)
 
-    def _cut_talkers(self) -> None:
-        for key, watched in list(self._handshaking.items()):
-            sent, received = self._traffic(key[1])
-            if received > _HANDSHAKE_BYTES and sent <= _BEFORE_READY:
-                self._cut(key, watched, "too many bytes in the handshake")
-
-    def _cut_oldest(self) -> None:
-        """Cut the oldest, and rather one that has not yet shown that it knows the server key."""
-        oldest = list(itertools.islice(self._handshaking, _LOOK_AT))
-        strangers = (key for key in oldest if self._traffic(key[1])[1] < _HELLO_SENT)
-        key = next(strangers, oldest[0])
-        self._cut(key, self._handshaking[key], "too many connections in the handshake")
-
-    def _cut(self, key: tuple[str, int], watched: _Watched, why: str) -> None:
-        self._handshaking.pop(key)
-        address = watched.handshaking.get(key[1], _UNKNOWN_ADDRESS)
-        with contextlib.suppress(OSError), self._held(key[1]) as peer:
-            if _name(peer) == watched.address:
-                self._audit.refused(watched.channel, address, why)
-                # libzmq sees the end and closes; what is still on its way is not waited for.
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                peer.shutdown(socket.SHUT_RDWR)
-
-    @contextlib.contextmanager
-    def _held(self, descriptor: int) -> Iterator[socket.socket]:
-        """Give the socket behind libzmq's *descriptor*, which may have been closed and reused."""
-        os.dup2(descriptor, self._spare, inheritable=False)
-        peer = None
-        try:
-            peer = socket.socket(fileno=self._spare)
-            yield peer
-        finally:
-            if peer is not None:
-                peer.detach()
-            os.dup2(self._null, self._spare, inheritable=False)
-
-    def _traffic(self, descriptor: int) -> tuple[int, int]:
-        """Return the bytes that were sent to and received from a peer, 0 where TCP does not tell."""
-        try:
-            with self._held(descriptor) as peer:
-                info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-            (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
-            (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
-        except (OSError, struct.error):
-            return 0, 0
-        return sent, received
-
-    def _peer_of(self, descriptor: int) -> str:
-        try:
-            with self._held(descriptor) as peer:
-                if peer.family == socket.AF_UNIX:
-                    return "this machine"
-                return str(peer.getpeername()[0])
-        except OSError:
-            return _UNKNOWN_ADDRESS
-
     def _handle(self, watched: _Watched, event: int, value: int, endpoint: bytes) -> None:
-        failure, watched.failure = watched.failure, None
-        address = _UNKNOWN_ADDRESS
+        left, watched.left = watched.left, False
         match event:
             case zmq.EVENT_LISTENING:
                 watched.endpoint = endpoint.decode()
-                with contextlib.suppress(OSError), self._held(value) as listener:
-                    watched.address = _name(listener)
+                with contextlib.suppress(OSError), _duplicate(value) as listener:
+                    watched.name = _name(listener)
                     _defer_accept(listener)
             case zmq.EVENT_ACCEPTED:
-                watched.handshaking[value] = self._peer_of(value)
-                self._handshaking[watched.channel, value] = watched
+                handshake = watched.handshaking[value] = _Handshake(watched, value)
+                self._handshaking[watched.channel, value] = handshake
                 if len(self._handshaking) > self._limit:
                     self._cut_oldest()
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._succeeded(watched)
-            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                watched.failure = value
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                watched.failure = _LEFT
+                # libzmq's I/O thread reports it and then, at once, the descriptor that it was on.
+                watched.left = True
+            case zmq.EVENT_DISCONNECTED if value in watched.handshaking:
+                self._failed(self._ended(watched, value), left=left)
             case zmq.EVENT_DISCONNECTED:
                 watched.connected.pop(value, None)
-                self._handshaking.pop((watched.channel, value), None)
-                address = watched.handshaking.pop(value, address)
-        # libzmq's I/O thread reports a failure and then, at once, the file descriptor that it was on.
-        if failure == _LEFT:
-            self._audit.left(watched.channel, address)
-        elif failure is not None:
-            reason = _REASONS.get(failure, "malformed handshake")
-            self._audit.refused(watched.channel, address, reason)
-        # Who was let in may have left before knowing it. With no event waiting, every handshake that
-        # the authenticator has seen is among these.
-        if not watched.monitor.poll(0):
-            del watched.let_in[: max(len(watched.let_in) - len(watched.handshaking), 0)]
+
+    def _ended(self, watched: _Watched, descriptor: int) -> _Handshake:
+        self._handshaking.pop((watched.channel, descriptor), None)
+        return watched.handshaking.pop(descriptor)
+
+    def _failed(self, handshake: _Handshake, *, left: bool) -> None:
+        sent, received = handshake.traffic()
+        handshake.close()
+        channel, address = handshake.watched.channel, handshake.address
+        if handshake.cut:
+            return
+        if left:
+            self._audit.left(channel, address)
+        elif sent <= _BEFORE_READY:  # else the authenticator has answered, and logged it
+            if received == _HELLO_SENT:
+                reason = "wrong server key"
+            elif received < _HELLO_SENT:
+                reason = "no CURVE, plaintext perhaps"
+            else:
+                reason = "malformed handshake"
+            self._audit.refused(channel, address, reason)
 
     def _succeeded(self, watched: _Watched) -> None:
         if not watched.handshaking:
             return
         candidates = watched.handshaking
-        if watched.let_in:
-            who = watched.let_in.pop(0)
-            same = {fd: ip for fd, ip in candidates.items() if ip in (who.address, _UNKNOWN_ADDRESS)}
+        who = watched.let_in.pop(0) if watched.let_in else Connection(watched.channel, "")
+        if who.address:
+            addresses = (who.address, _UNKNOWN_ADDRESS)
+            same = {fd: one for fd, one in candidates.items() if one.address in addresses}
             candidates = same or candidates
-        else:
-            who = Connection(watched.channel, "")
         descriptor = next(iter(candidates))
-        if len(candidates) > 1:
-            ready = (one for one in candidates if self._traffic(one)[0] > _BEFORE_READY)
-            descriptor = next(ready, descriptor)
-        address = watched.handshaking.pop(descriptor)
-        self._handshaking.pop((watched.channel, descriptor), None)
-        watched.connected[descriptor] = replace(who, address=address, since=datetime.now().astimezone())
+        if len(candidates) > 1 and watched.endpoint.startswith("tcp:"):
+            descriptor = _who_has_got_ready(candidates) or descriptor
+        handshake = self._ended(watched, descriptor)
+        handshake.close()
+        since = datetime.now().astimezone()
+        watched.connected[descriptor] = who._replace(address=handshake.address, since=since)
+
+    def _cut_talkers(self) -> None:
+        for key, handshake in list(self._handshaking.items()):
+            sent, received = handshake.traffic()
+            if received > _HANDSHAKE_BYTES and sent <= _BEFORE_READY:
+                self._cut(key, "too many bytes in the handshake")
+
+    def _cut_oldest(self) -> None:
+        """Cut the oldest, and rather one that has not yet shown that it knows the server key."""
+        oldest = list(itertools.islice(self._handshaking.items(), self._LOOK_AT))
+        strangers = (key for key, one in oldest if one.traffic()[1] < _HELLO_SENT)
+        self._cut(next(strangers, oldest[0][0]), "too many connections in the handshake")
+
+    def _cut(self, key: tuple[str, int], why: str) -> None:
+        handshake = self._handshaking.pop(key)
+        self._audit.refused(handshake.watched.channel, handshake.address, why)
+        handshake.hang_up()
+
+    def _leave_ports(self) -> None:
+        """Let go of every listener and connection in a forked child, or it would outlive the kernel."""
+        names = {watched.name for watched in self._watched.values()}
+        with contextlib.suppress(OSError), open(os.devnull, "rb") as null:  # noqa: PTH123
+            for entry in Path("/proc/self/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    one = socket.socket(fileno=int(entry.name))
+                    try:
+                        if _name(one) in names:
+                            # libzmq's number stays taken: nothing else in the child gets it.
+                            os.dup2(null.fileno(), int(entry.name), inheritable=False)
+                    finally:
+                        one.detach()
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""
@@ -539,8 +570,30 @@ class HandshakeMonitor(threading.Thread):
         self.join(10)
         for one in self._watched.values():
             one.monitor.close()
+            for handshake in one.handshaking.values():
+                handshake.close()
         self._wake_in.close()
         self._wake_out.close()
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    # It may be closed by now, and its number in use for something that is no socket.
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        raise
+
+
+def _who_has_got_ready(handshakes: dict[int, _Handshake]) -> int | None:
+    # libzmq reports success an instant before it writes READY.
+    for _ in range(20):
+        for descriptor, handshake in handshakes.items():
+            if handshake.traffic()[0] > _BEFORE_READY:
+                return descriptor
+        time.sleep(0.001)
+    return None
 
 
 def _defer_accept(listener: socket.socket) -> None:
@@ -558,7 +611,14 @@ def _name(bound: socket.socket) -> tuple[object, object]:
     return bound.family, name[1] if isinstance(name, tuple) else name
 
 
-# What a CURVE server sends before its READY: a greeting and WELCOME with its flags and size.
+# Seconds, after which a connection that says nothing is accepted all the same.
+_DEFER_ACCEPT = 600
+# A CURVE client sends less than 2 KiB until it gets READY.
+_HANDSHAKE_BYTES = 16 << 10
+# What a client has sent with its greeting and HELLO; libzmq hangs up at once if that was made without
+# the server key.
+_HELLO_SENT = 64 + 202
+# What a server sends before READY or ERROR: a greeting and WELCOME.
 _BEFORE_READY = 64 + 170
 # Of struct tcp_info in linux/tcp.h, since Linux 4.19.
 _TCPI_BYTES_RECEIVED = 128

@@ -16,8 +16,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jupyter_core.paths import jupyter_config_dir
 from zmq.auth import load_certificate
@@ -159,8 +159,7 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
     return KeyPair(public_key, secret_key)
 
 
-@dataclass(frozen=True)
-class Client:
+class Client(NamedTuple):
     """A client that is listed by name."""
 
     name: str
@@ -183,7 +182,8 @@ class AuthorizedClients:
     def __init__(self, folder: Path, warn: Callable[[str], object]) -> None:
         self.folder = folder
         self._warn = warn
-        self._cache: dict[Path, tuple[tuple[int, ...], Client | None]] = {}
+        self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
+        self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
         self._warned: set[str] = set()
 
     def check(self) -> None:
@@ -201,8 +201,26 @@ class AuthorizedClients:
                 raise problem
 
     def find(self, public_key: bytes) -> Client | None:
-        """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer."""
-        return next((client for client in self if client.public_key == public_key), None)
+        """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer.
+
+        An owner is looked for where its certificate was before, and everybody else in all of them.
+        """
+        return self._known_owner(public_key) or next(
+            (client for client in self if client.public_key == public_key), None
+        )
+
+    def _known_owner(self, public_key: bytes) -> Client | None:
+        path = self._owners.get(public_key)
+        if path is None or any(_problem(folder) for folder in (self.folder, path.parent)):
+            return None
+        try:
+            client = self._load("owner", path, path.stat())
+        except OSError:
+            client = None
+        if client is None or client.public_key != public_key:
+            del self._owners[public_key]
+            return None
+        return client
 
     def __iter__(self) -> Iterator[Client]:
         """Yield every client, owners first, each role by name."""
@@ -215,23 +233,30 @@ class AuthorizedClients:
 
     def _read(self, role: str, folder: Path) -> Iterator[Client]:
         try:
-            entries = sorted(folder.glob("*.key"))
+            with os.scandir(folder) as found:
+                entries = sorted(
+                    (one for one in found if one.name.endswith(".key")), key=lambda one: one.name
+                )
         except OSError as error:
             self._skip(CurveKernelError(f"folder {folder} can't be read: {error.strerror}", "mend it"))
             return
-        for path in entries:
-            client = self._load(role, path)
+        for entry in entries:
+            try:
+                client = self._load(role, entry, entry.stat())
+            except OSError as error:
+                self._skip(
+                    CurveKernelError(
+                        f"certificate {entry.path} can't be read: {error.strerror}", "mend it"
+                    )
+                )
+                continue
             if client is not None:
+                if role == "owner":
+                    self._owners.setdefault(client.public_key, client.path)
                 yield client
 
-    def _load(self, role: str, path: Path) -> Client | None:
-        try:
-            status = path.stat()
-        except OSError as error:
-            self._skip(
-                CurveKernelError(f"certificate {path} can't be read: {error.strerror}", "mend it")
-            )
-            return None
+    def _load(self, role: str, entry: os.PathLike[str], status: os.stat_result) -> Client | None:
+        name = os.fspath(entry)
         state = (
             status.st_mtime_ns,
             status.st_ctime_ns,
@@ -240,17 +265,19 @@ class AuthorizedClients:
             status.st_mode,
             status.st_uid,
         )
-        if path not in self._cache or self._cache[path][0] != state:
-            client = None
-            try:
-                if problem := _problem(path):
-                    raise problem
-                client = Client(path.stem, role, read_certificate(path)[0], path)
-            except CurveKernelError as error:
-                self._warned.discard(error.message)
-                self._skip(error)
-            self._cache[path] = (state, client)
-        return self._cache[path][1]
+        cached = self._cache.get(name)
+        if cached is not None and cached[0] == state:
+            return cached[1]
+        path, client = Path(entry), None
+        try:
+            if problem := _problem(path):
+                raise problem
+            client = Client(path.stem, role, read_certificate(path)[0], path)
+        except CurveKernelError as error:
+            self._warned.discard(error.message)
+            self._skip(error)
+        self._cache[name] = (state, client)
+        return client
 
     def _skip(self, problem: CurveKernelError | None) -> bool:
         if problem is None:

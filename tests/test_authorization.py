@@ -149,6 +149,65 @@ def test_lists_take_effect_at_the_next_handshake(tmp_path, folder):
         log.read_text()
 
 
+def test_an_owner_who_was_let_in_before_is_looked_at_again(tmp_path, folder):
+    keys, others = KeyPair.generate(), KeyPair.generate()
+    owners = folder / "owners"
+    path, second, elsewhere = owners / "b.key", owners / "a.key", tmp_path / "c.key"
+    text = {}
+    for pair in (keys, others):
+        write_certificate(elsewhere, pair.public_key)
+        text[pair] = elsewhere.read_bytes()
+    with allowlisted(tmp_path) as (info, client, log):
+
+        def expect(fate: str, pair: KeyPair = keys) -> None:
+            assert handshake(info, "shell", pair) == fate
+
+        path.write_bytes(text[keys])
+        path.chmod(0o600)
+        expect("in")
+        # In place, of the same size, with the times of before: nothing of it shows in the folder.
+        times = path.stat()
+        path.write_bytes(text[others])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        expect("refused")
+        expect("in", others)
+        path.write_bytes(b"nothing")
+        expect("refused", others)
+        path.write_bytes(text[keys])
+        expect("in")
+        for one in (path, owners, folder):
+            mode = stat.S_IMODE(one.stat().st_mode)
+            one.chmod(mode | 0o020)
+            expect("refused")
+            one.chmod(mode)
+            expect("in")
+        # Listed twice, and revoked at one place.
+        second.write_bytes(text[keys])
+        path.unlink()
+        expect("in")
+        second.unlink()
+        expect("refused")
+        path.symlink_to(elsewhere)
+        elsewhere.write_bytes(text[keys])
+        expect("in")
+        elsewhere.write_bytes(text[others])
+        expect("refused")
+        expect("in", others)
+        elsewhere.unlink()
+        expect("refused", others)
+        # A viewer whose file becomes an owner's in place.
+        write_certificate(folder / "viewers" / "v.key", keys.public_key)
+        path.unlink()
+        path.write_bytes(text[others])
+        path.chmod(0o600)
+        expect("refused")
+        expect("in", others)
+        path.write_bytes(text[keys])
+        expect("in")
+        assert run_code(client, "1")[0] == "ok"
+        log.read_text()
+
+
 def test_200_certificates_and_broken_ones_among_them(tmp_path, folder):
     clients = [KeyPair.generate() for _ in range(200)]
     for number, keys in enumerate(clients):
@@ -373,11 +432,12 @@ def test_plaintext_and_wrong_server_keys_are_logged(tmp_path, folder):
                 assert handshake(wrong, channel) == "hung up"
                 plain = context.socket(KINDS[channel])
                 plain.linger = 0
+                plain.reconnect_ivl = -1
                 plain.connect(f"tcp://127.0.0.1:{info[f'{channel}_port']}")
                 wait_for(
                     f"the log about {channel}",
                     lambda channel=channel: re.search(
-                        f"{channel}: a client from .*, plaintext perhaps",
+                        f"{channel}: (refused )?a client from .*, plaintext perhaps",
                         log.read_text(),
                     ),
                     5,
