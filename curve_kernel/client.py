@@ -300,7 +300,10 @@ def _explain(
             "see whether the kernel still runs, and whether its address can be reached from here",
         ),
     }
-    return outcome(*texts[outcome])
+    message, hint = texts[outcome]
+    if outcome is NobodyThereError and "//0.0.0.0:" in url:
+        hint = "0.0.0.0 is any address of the kernel's machine: write one of those into the file as ip"
+    return outcome(message, hint)
 
 
 class BlockingKernelClient(_CurveClient, blocking.BlockingKernelClient):

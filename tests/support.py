@@ -17,7 +17,7 @@ import termios
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,13 +70,17 @@ def both_keys(keys: KeyPair) -> dict[str, str]:
 
 @contextlib.contextmanager
 def headless(
-    *arguments: str, file: Path | None = None, env: dict[str, str] | None = None, **popen: Any
+    *arguments: str,
+    file: Path | None = None,
+    env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    **popen: Any,
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """Run the kernel by hand; gives the process and its connection file's content."""
     if file is not None:
         arguments = ("-f", str(file), *arguments)
     process = subprocess.Popen(
-        [*MODULE, *arguments],
+        [*prefix, *MODULE, *arguments],
         env={**os.environ, **(env or {})},
         text=True,
         stdin=subprocess.DEVNULL,

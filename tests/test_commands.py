@@ -10,13 +10,13 @@ import shutil
 import stat
 import subprocess
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
 from support import MODULE, run_code, started, wait_for
+from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
 
@@ -156,70 +156,12 @@ def test_the_folder_cannot_be_written(tmp_path, monkeypatch):
     fails("keygen", says="can't be written", hint="configuration folder")
 
 
-class Terminal:
-    """A terminal of tmux, in which a command runs as a person's would."""
-
-    def __init__(self, *arguments: str, home: Path | None = None) -> None:
-        self.name = f"curve-{uuid.uuid4()}"
-        variables = [
-            "HOME",
-            "IPYTHONDIR",
-            "JUPYTER_CONFIG_DIR",
-            "JUPYTER_DATA_DIR",
-            "JUPYTER_RUNTIME_DIR",
-        ]
-        values = {name: os.environ[name] for name in variables}
-        if home is not None:
-            home.mkdir(exist_ok=True)
-            values |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config")}
-        settings = [f"{name}={value}" for name, value in values.items()]
-        shell = 'trap : INT; env "$@"; echo "status $?"; sleep 60'
-        command = ["sh", "-c", shell, "sh", *settings, *MODULE, *arguments]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *command)
-
-    def tmux(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["tmux", "-L", self.name, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return done.stdout
-
-    def screen(self) -> str:
-        # -J joins what the terminal wrapped.
-        return self.tmux("capture-pane", "-p", "-J")
-
-    def wait(self, text: str) -> str:
-        def found() -> str | None:
-            screen = self.screen()
-            return screen if text in screen else None
-
-        try:
-            return wait_for(repr(text), found, 20)
-        except TimeoutError:
-            raise AssertionError(f"no {text!r} on the screen:\n{self.screen()}") from None
-
-    def type(self, *keys: str) -> None:
-        self.tmux("send-keys", *keys)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tmux("kill-server")
-
-
 def console(km: KernelManager) -> Terminal:
     return Terminal("console", "--existing", km.connection_file)
 
 
 def watch(km: KernelManager) -> Terminal:
     return Terminal("watch", "--existing", km.connection_file)
-
-
-needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
 
 
 @needs_tmux
