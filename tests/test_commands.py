@@ -11,6 +11,7 @@ import stat
 import subprocess
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -159,7 +160,9 @@ def test_the_folder_cannot_be_written(tmp_path, monkeypatch):
 class Terminal:
     """A terminal of tmux, in which a command runs as a person's would."""
 
-    def __init__(self, *arguments: str, home: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: str, home: Path | None = None, command: Sequence[str] = MODULE
+    ) -> None:
         self.name = f"curve-{uuid.uuid4()}"
         variables = [
             "HOME",
@@ -174,8 +177,8 @@ class Terminal:
             values |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config")}
         settings = [f"{name}={value}" for name, value in values.items()]
         shell = 'trap : INT; env "$@"; echo "status $?"; sleep 60'
-        command = ["sh", "-c", shell, "sh", *settings, *MODULE, *arguments]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *command)
+        line = ["sh", "-c", shell, "sh", *settings, *command, *arguments]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *line)
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run(
