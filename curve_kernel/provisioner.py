@@ -53,11 +53,11 @@ class CurveProvisioner(LocalProvisioner):
     _keys: KeyPair | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        # Traitlets would pass over a misspelt option, and a choice about security would count for nothing.
+        # Traitlets would pass over a misspelt option, and what it was to change would stay as it is.
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
             raise CurveKernelError(
                 f"the curve-provisioner has no option {', '.join(unknown)}",
-                "look into the config of its kernelspec: there are key_distribution and message_signing",
+                "in its kernelspec's config there can be key_distribution and message_signing",
             )
         super().__init__(**kwargs)
 
