@@ -107,7 +107,8 @@ def test_two_versions_share_a_runtime_folder(tmp_path, monkeypatch):
     # The older kernel under this version's provisioner, and under its own.
     code = (
         "import jupyter_client, curve_kernel.provisioner as p, sys\n"
-        "km = jupyter_client.KernelManager(kernel_name='older')\n"
+        "file = sys.argv[1] + '/kernel-other.json'\n"
+        "km = jupyter_client.KernelManager(kernel_name='older', connection_file=file)\n"
         "km.start_kernel(); kc = km.client(); kc.start_channels(); kc.wait_for_ready(timeout=30)\n"
         "print(p.__file__, km.connection_file, flush=True)\n"
         "sys.stdin.read(); km.shutdown_kernel(now=True)"
@@ -121,7 +122,7 @@ def test_two_versions_share_a_runtime_folder(tmp_path, monkeypatch):
     with (
         started("older") as (_, client),
         started("python3-curve") as (_, newer),
-        subprocess.Popen([python, "-c", code], **pipes) as other,
+        subprocess.Popen([python, "-c", code, os.environ["JUPYTER_RUNTIME_DIR"]], **pipes) as other,
     ):
         assert other.stdout
         assert other.stdin
