@@ -205,6 +205,8 @@ def test_the_server_restarts(tmp_path, app):
         wait_for("the end of the kernel", lambda: not psutil.pid_exists(pid))
         assert not list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).glob("kernel-*.json"))
         with jupyter_server(folder, tmp_path / "two.log", app=app, port=port):
+            kernel = page.locator(".jp-NotebookPanel .jp-KernelName").first
+            expect(kernel).to_have_text("No Kernel", timeout=60_000)
             page.reload()
             notebook.wait_open(2)
             notebook.run("print('kept' in globals(), 'in the new kernel')", "False in the new kernel")
