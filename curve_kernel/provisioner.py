@@ -52,6 +52,15 @@ class CurveProvisioner(LocalProvisioner):
 
     _keys: KeyPair | None = None
 
+    def __init__(self, **kwargs: Any) -> None:
+        # Traitlets would pass over a misspelt option, and what it was to change would stay as it is.
+        if unknown := sorted(set(kwargs) - set(self.trait_names())):
+            raise CurveKernelError(
+                f"the curve-provisioner has no option {', '.join(unknown)}",
+                "in its kernelspec's config there can be key_distribution and message_signing",
+            )
+        super().__init__(**kwargs)
+
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
         _require_jupyter_client()
@@ -61,6 +70,12 @@ class CurveProvisioner(LocalProvisioner):
             raise CurveKernelError(
                 "the curve-provisioner has no kernel manager to give its keys to",
                 "start the kernel through a jupyter_client KernelManager",
+            )
+        arguments = [*km.kernel_spec.argv, *(kwargs.get("extra_arguments") or ())]
+        if not any("{connection_file}" in argument for argument in arguments):
+            raise CurveKernelError(
+                f"the argv of kernelspec {km.kernel_name} does not hand over the connection file",
+                'its kernel.json needs "-f", "{connection_file}" in argv',
             )
         if self._keys is None:
             self._keys = KeyPair.generate()

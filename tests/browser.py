@@ -21,12 +21,20 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @contextlib.contextmanager
-def jupyter_server(folder: Path, log: Path, *arguments: str, app: str = "lab") -> Iterator[str]:
-    """Run a server in *folder*; gives its address with token."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", f"--port={port}"]
+def jupyter_server(
+    folder: Path,
+    log: Path,
+    *arguments: str,
+    app: str = "lab",
+    port: int = 0,
+    python: str = sys.executable,
+) -> Iterator[str]:
+    """Run a server in *folder*; gives its address."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    command = [python, "-m", "jupyter", app, "--no-browser", "--allow-root", f"--port={port}"]
     command += [
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=t0ken",

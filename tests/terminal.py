@@ -18,7 +18,13 @@ needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is n
 class Terminal:
     """A terminal of tmux, in which a command runs as a person's would."""
 
-    def __init__(self, *arguments: str, home: Path | None = None, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        home: Path | None = None,
+        prefix: Sequence[str] = (),
+        command: Sequence[str] = MODULE,
+    ) -> None:
         self.name = f"curve-{uuid.uuid4()}"
         variables = [
             "HOME",
@@ -33,8 +39,8 @@ class Terminal:
             values |= {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config")}
         settings = [f"{name}={value}" for name, value in values.items()]
         shell = 'trap : INT; env "$@"; echo "status $?"; sleep 60'
-        command = ["sh", "-c", shell, "sh", *settings, *prefix, *MODULE, *arguments]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *command)
+        line = ["sh", "-c", shell, "sh", *settings, *prefix, *command, *arguments]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *line)
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run(

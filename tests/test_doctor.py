@@ -95,6 +95,7 @@ def test_kernelspecs(tmp_path):
     write_spec("gone", argv=[str(tmp_path / "python"), *here["argv"][1:]])
     write_spec("stranger", metadata={"kernel_provisioner": {"provisioner_name": "nobodys"}})
     write_spec("unlisted", argv=[])
+    write_spec("fileless", argv=[word for word in here["argv"] if word != "{connection_file}"])
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
@@ -105,7 +106,9 @@ def test_kernelspecs(tmp_path):
     write_spec("other", argv=[str(other), *here["argv"][1:]])
     code, findings = doctor()
     assert code == 1
-    assert failures(findings) == ["kernelspecs"] * 4
+    assert failures(findings) == ["kernelspecs"] * 5
+    fileless = found(findings, "failure", "does not hand over the connection file")
+    assert "install --name fileless" in fileless["command"]
     assert "install --name gone" in found(findings, "failure", "gone runs")["command"]
     assert "No such file" in found(findings, "failure", "gone runs")["message"]
     assert "hidden" in found(findings, "failure", "the provisioner nobodys")["message"]

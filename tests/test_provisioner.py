@@ -282,7 +282,7 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
     with pytest.raises(CurveKernelError, match="other CURVE keys than it was given"):
         KernelManager(kernel_name=name).start_kernel()
 
-    spec["argv"] = [sys.executable, "-c", "import time; time.sleep(60)"]
+    spec["argv"] = [sys.executable, "-c", "import time; time.sleep(60)", "{connection_file}"]
     path.write_text(json.dumps(spec))
     monkeypatch.setattr("curve_kernel.provisioner._START_LIMIT", 1.0)
     km = KernelManager(kernel_name=name)
@@ -290,7 +290,7 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
     assert km.is_alive()
     km.shutdown_kernel(now=True)
 
-    spec["argv"] = [sys.executable, "-c", "raise SystemExit(3)"]
+    spec["argv"] = [sys.executable, "-c", "raise SystemExit(3)", "{connection_file}"]
     path.write_text(json.dumps(spec))
     km = KernelManager(kernel_name=name)
     km.start_kernel()  # its manager sees that it has ended, as with stock

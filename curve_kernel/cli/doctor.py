@@ -151,6 +151,13 @@ def _kernelspecs() -> Iterator[Finding]:
         finding = _provisioner_problem(name, spec, provisioner)
         if finding is None and ours:
             finding = _interpreter_problem(name, executable)
+        if finding is None and not any("{connection_file}" in word for word in spec.argv):
+            finding = Finding(
+                "kernelspecs",
+                "failure",
+                f"{name} in {folder} does not hand over the connection file in argv",
+                f"{_PYTHON} -m curve_kernel install --name {shlex.quote(name)}",
+            )
         if finding is None:
             encrypted += provisioner == _PROVISIONER
             how = f"by {provisioner}" if provisioner else "with keys from the front end"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import CLIENT_ADDRESS, KERNEL_ADDRESS, Host, ip, needs_namespaces, two_hosts
 from support import MODULE, headless, wait_for
 from terminal import Terminal, needs_tmux
 
@@ -27,12 +26,10 @@ from curve_kernel.keys import KeyPair
 
 pytestmark = [
     needs_tmux,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces"),
-    pytest.mark.skipif(shutil.which("ip") is None, reason="there is no iproute2"),
+    needs_namespaces,
 ]
 
 ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
-KERNEL_ADDRESS, CLIENT_ADDRESS = "10.213.97.1", "10.213.97.2"
 PROGRAM = """
 import sys
 from curve_kernel.client import BlockingKernelClient
@@ -46,42 +43,10 @@ client.stop_channels()
 """
 
 
-def ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, timeout=10)
-
-
-@dataclass
-class Host:
-    """A network namespace with one address."""
-
-    namespace: str
-
-    @property
-    def prefix(self) -> list[str]:
-        """What comes before a command that is to run here."""
-        return ["ip", "netns", "exec", self.namespace]
-
-
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
-    name = f"curve{secrets.token_hex(3)}"
-    kernel, client = Host(f"{name}k"), Host(f"{name}c")
-    try:
-        ip("netns", "add", kernel.namespace)
-        ip("netns", "add", client.namespace)
-        ip(
-            *("link", "add", "cable", "netns", kernel.namespace, "type", "veth"),
-            *("peer", "name", "cable", "netns", client.namespace),
-        )
-        for host, address in ((kernel, KERNEL_ADDRESS), (client, CLIENT_ADDRESS)):
-            ip("-n", host.namespace, "address", "add", f"{address}/24", "dev", "cable")
-            for interface in ("lo", "cable"):
-                ip("-n", host.namespace, "link", "set", interface, "up")
-        yield kernel, client
-    finally:
-        # The cable goes with its ends.
-        for host in (kernel, client):
-            ip("netns", "delete", host.namespace, check=False)
+    with two_hosts() as both:
+        yield both
 
 
 @dataclass
