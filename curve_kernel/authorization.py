@@ -28,6 +28,12 @@ __all__ = ["AuditLog", "ClientAuthenticator", "Connection", "HandshakeMonitor", 
 
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
+_WRONG_KEY, _NO_CURVE = "wrong server key", "no CURVE, plaintext perhaps"
+_WRONG_KEY_OR_NO_CURVE = "wrong server key, or no CURVE"
+_MALFORMED = "malformed handshake"
+_LEFT = "left during the handshake"
+# Values of HANDSHAKE_FAILED_PROTOCOL, from libzmq's zmq.h; pyzmq has no names for them.
+_REASONS = {0x11000001: _WRONG_KEY, 0x11000002: _NO_CURVE}
 _UNKNOWN_ADDRESS = "an unknown address"
 
 
@@ -104,9 +110,9 @@ class AuditLog:
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""
-        self._counts[channel, "left during the handshake"] += 1
+        self._counts[channel, _LEFT] += 1
         line = f"{channel}: a client from {address} left during the handshake, plaintext perhaps"
-        self._add(logging.INFO, "left during the handshake", line)
+        self._add(logging.INFO, _LEFT, line)
 
     def counts(self, channel: str) -> dict[str, int]:
         """Return how many peers *channel* has not let in since the start, by reason."""
@@ -302,6 +308,17 @@ class _Handshake:
             return 0, 0
         return sent, received
 
+    def why_it_failed(self) -> str:
+        """Return the reason as far as it can be told; empty if the authenticator has told it."""
+        sent, received = self.traffic()
+        if not received:
+            return _WRONG_KEY_OR_NO_CURVE
+        if sent > _BEFORE_READY:
+            return ""
+        if received < _HELLO_SENT:
+            return _NO_CURVE
+        return _WRONG_KEY if received == _HELLO_SENT else _MALFORMED
+
     def hang_up(self) -> None:
         """End the connection; libzmq sees it and closes. What is on its way is not waited for."""
         self.cut = True
@@ -330,7 +347,7 @@ class _Watched:
         self.connected: dict[int, Connection] = {}
         # Whom the authenticator let in, and whose handshake is not known to be behind yet.
         self.let_in: list[Connection] = []
-        self.left = False
+        self.failure: str | None = None
 
 
 class HandshakeMonitor(threading.Thread):
@@ -343,8 +360,12 @@ class HandshakeMonitor(threading.Thread):
     which connection it was whose handshake succeeded. Where several from one address are in it at the
     same time, they are let in one after the other, and TCP's count of bytes sent tells which has got
     its READY; where even that leaves a choice (it does on ipc), the first that was accepted is taken,
-    so names may then be exchanged. Nor is HANDSHAKE_FAILED_PROTOCOL asked for: reporting it loses
-    libzmq its errno, and a connection that breaks the protocol after its handshake would stay for ever.
+    so names may then be exchanged.
+
+    libzmq's event HANDSHAKE_FAILED_PROTOCOL tells why a handshake failed. But to report it loses libzmq
+    the errno by which it closes a connection that breaks the protocol later, which then stays for
+    ever. So it is asked for only where nobody connects who could not run code anyway; elsewhere the
+    bytes that TCP has counted tell, if the connection is still there to be asked.
 
     Parameters
     ----------
@@ -394,7 +415,10 @@ class HandshakeMonitor(threading.Thread):
     def watch(self, watched: zmq.Socket[Any], channel: str) -> None:
         """Watch a socket that is a server already, but not bound yet."""
         endpoint = f"inproc://curve-kernel-monitor-{channel}-{id(watched)}"
-        watched.monitor(endpoint, self._EVENTS)
+        events = self._EVENTS
+        if channel in ("shell", "stdin", "control"):
+            events |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        watched.monitor(endpoint, events)
         monitor = watched.context.socket(zmq.PAIR)
         monitor.linger = 0
         monitor.rcvhwm = self._QUEUE
@@ -466,7 +490,7 @@ class HandshakeMonitor(threading.Thread):
             self._handle(watched, event, value, endpoint)
 
     def _handle(self, watched: _Watched, event: int, value: int, endpoint: bytes) -> None:
-        left, watched.left = watched.left, False
+        failure, watched.failure = watched.failure, None
         match event:
             case zmq.EVENT_LISTENING:
                 watched.endpoint = endpoint.decode()
@@ -482,9 +506,11 @@ class HandshakeMonitor(threading.Thread):
                 self._succeeded(watched)
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
                 # libzmq's I/O thread reports it and then, at once, the descriptor that it was on.
-                watched.left = True
+                watched.failure = _LEFT
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                watched.failure = _REASONS.get(value, _MALFORMED)
             case zmq.EVENT_DISCONNECTED if value in watched.handshaking:
-                self._failed(self._ended(watched, value), left=left)
+                self._failed(self._ended(watched, value), failure)
             case zmq.EVENT_DISCONNECTED:
                 watched.connected.pop(value, None)
 
@@ -492,21 +518,13 @@ class HandshakeMonitor(threading.Thread):
         self._handshaking.pop((watched.channel, descriptor), None)
         return watched.handshaking.pop(descriptor)
 
-    def _failed(self, handshake: _Handshake, *, left: bool) -> None:
-        sent, received = handshake.traffic()
+    def _failed(self, handshake: _Handshake, failure: str | None) -> None:
+        reason = failure or handshake.why_it_failed()
         handshake.close()
         channel, address = handshake.watched.channel, handshake.address
-        if handshake.cut:
-            return
-        if left:
+        if reason == _LEFT and not handshake.cut:
             self._audit.left(channel, address)
-        elif sent <= _BEFORE_READY:  # else the authenticator has answered, and logged it
-            if received == _HELLO_SENT:
-                reason = "wrong server key"
-            elif received < _HELLO_SENT:
-                reason = "no CURVE, plaintext perhaps"
-            else:
-                reason = "malformed handshake"
+        elif reason and not handshake.cut:
             self._audit.refused(channel, address, reason)
 
     def _succeeded(self, watched: _Watched) -> None:

@@ -186,13 +186,13 @@ def test_curve_magic(tmp_path, folder):
         stack.callback(console.kill)
         threading.Thread(target=drain, args=(ours,), daemon=True).start()
         with zmq.Context() as context:
-            plain = context.socket(zmq.SUB)
-            unknown = curve_socket(context, zmq.SUB, info["curve_publickey"].encode())
-            wrong = curve_socket(context, zmq.SUB, KeyPair.generate().public_key)
+            plain = context.socket(zmq.DEALER)
+            unknown = curve_socket(context, zmq.DEALER, info["curve_publickey"].encode())
+            wrong = curve_socket(context, zmq.DEALER, KeyPair.generate().public_key)
             for one in (plain, unknown, wrong):
                 one.linger = 0
                 one.reconnect_ivl = -1
-                one.connect(f"tcp://127.0.0.1:{info['iopub_port']}")
+                one.connect(f"tcp://127.0.0.1:{info['shell_port']}")
             seen: set[str] = set()
 
             def complete() -> bool:
@@ -202,13 +202,13 @@ def test_curve_magic(tmp_path, folder):
                 seen.clear()
                 seen.update(re.sub(r"\s+", " ", row).strip() for row in rows)
                 who = {re.split(" ", row)[0] for row in seen}
-                refusals = [row for row in seen if re.search(r" iopub 1$", row)]
+                refusals = [row for row in seen if re.search(r" shell 1$", row)]
                 return {"manager", "vera"} <= who and len(refusals) == 3
 
             assert any(complete() or time.sleep(1) for _ in range(20)), seen
             own = getpass.getuser()
-            assert any(row.startswith("unknown key iopub") for row in seen)
-            assert any(row.startswith("wrong server key iopub") for row in seen)
+            assert any(row.startswith("unknown key shell") for row in seen)
+            assert any(row.startswith("wrong server key shell") for row in seen)
             assert any(re.match(rf"{own} owner shell, .*iopub", row) for row in seen), seen
             assert any(row.startswith("vera viewer iopub ") for row in seen)
             picture = lab.cells.nth(lab.cells.count() - 2).locator(".jp-OutputArea")
@@ -222,7 +222,7 @@ def test_curve_magic(tmp_path, folder):
         left = lab.run("%curve", "Every channel is encrypted (CURVE)").inner_text()
         assert "vera" not in left
         assert "owner" not in left
-        assert re.search(r"unknown key\s+iopub\s+1", left)
+        assert re.search(r"unknown key\s+shell\s+1", left)
 
 
 def drain(descriptor: int) -> None:
