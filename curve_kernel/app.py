@@ -372,7 +372,6 @@ class CurveKernelApp(IPKernelApp):
             self._own_client_keys.public_key,
             self._authorized,
             anybody=self.client_authorization == "any",
-            audit=audit,
             monitor=self._monitor,
         )
         self._authenticator.start()

@@ -170,10 +170,8 @@ class ClientAuthenticator(Authenticator):
         The clients that are listed.
     anybody : bool
         Let in whoever has the server key; the list then only gives names.
-    audit : AuditLog
-        Is told of each refusal.
     monitor : HandshakeMonitor
-        Is told of whom it lets in.
+        Is told of each decision.
     """
 
     def __init__(
@@ -184,7 +182,6 @@ class ClientAuthenticator(Authenticator):
         clients: AuthorizedClients,
         *,
         anybody: bool,
-        audit: AuditLog,
         monitor: HandshakeMonitor,
     ) -> None:
         # pyzmq logs each request at debug level, a peer's own bytes among it. User code that logs
@@ -196,7 +193,6 @@ class ClientAuthenticator(Authenticator):
         self._own_client_key = own_client_key
         self._clients = clients
         self._anybody = anybody
-        self._audit = audit
         self._monitor = monitor
         self._address = self._user_id = ""
         self._thread: threading.Thread | None = None
@@ -256,10 +252,11 @@ class ClientAuthenticator(Authenticator):
         elif (client := self._clients.find(key)) is None and self._anybody:
             role, name = "anybody", ""
         elif client is None:
-            self._audit.refused(channel, self._address, "unknown key", f" {shown}")
+            self._monitor.refused(channel, self._address, "unknown key", f" {shown}")
             return False
         elif client.role == "viewer" and channel not in VIEWER_CHANNELS and not self._anybody:
-            self._audit.refused(channel, self._address, "not for viewers", f" such as {client.name!r}")
+            such = f" such as {client.name!r}"
+            self._monitor.refused(channel, self._address, "not for viewers", such)
             return False
         else:
             role, name = client.role, client.name
@@ -289,7 +286,7 @@ class _Handshake:
     def __init__(self, watched: _Watched, descriptor: int) -> None:
         self.watched = watched
         self.address = _UNKNOWN_ADDRESS
-        self.cut = self.left = False
+        self.cut = False
         self._socket: socket.socket | None = None
         with contextlib.suppress(OSError):
             self._socket = _duplicate(descriptor)
@@ -347,6 +344,8 @@ class _Watched:
         self.connected: dict[int, Connection] = {}
         # Whom the authenticator let in, and whose handshake is not known to be behind yet.
         self.let_in: list[Connection] = []
+        # How many the authenticator has refused, whose connections are not known to have ended yet.
+        self.refused = 0
         self.failure: str | None = None
 
 
@@ -435,10 +434,19 @@ class HandshakeMonitor(threading.Thread):
         """
         self._audit.let_in(connection)
         with self._handled:
-            watched = next(one for one in self._watched.values() if one.channel == connection.channel)
+            watched = self._of(connection.channel)
             if not self._handled.wait_for(lambda: not watched.let_in, self._PATIENCE):
                 watched.let_in.clear()
             watched.let_in.append(connection)
+
+    def refused(self, channel: str, address: str, why: str, detail: str) -> None:
+        """Take note of whom the authenticator refuses, before libzmq knows."""
+        self._audit.refused(channel, address, why, detail)
+        with self._lock:
+            self._of(channel).refused += 1
+
+    def _of(self, channel: str) -> _Watched:
+        return next(one for one in self._watched.values() if one.channel == channel)
 
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, and who is connected to each."""
@@ -519,13 +527,20 @@ class HandshakeMonitor(threading.Thread):
         return watched.handshaking.pop(descriptor)
 
     def _failed(self, handshake: _Handshake, failure: str | None) -> None:
+        watched, address = handshake.watched, handshake.address
         reason = failure or handshake.why_it_failed()
         handshake.close()
-        channel, address = handshake.watched.channel, handshake.address
-        if reason == _LEFT and not handshake.cut:
-            self._audit.left(channel, address)
-        elif reason and not handshake.cut:
-            self._audit.refused(channel, address, reason)
+        if reason in ("", _WRONG_KEY_OR_NO_CURVE) and watched.refused:
+            watched.refused -= 1
+            reason = ""
+        if not watched.handshaking:
+            watched.refused = 0
+        if handshake.cut or not reason:
+            return
+        if reason == _LEFT:
+            self._audit.left(watched.channel, address)
+        else:
+            self._audit.refused(watched.channel, address, reason)
 
     def _succeeded(self, watched: _Watched) -> None:
         if not watched.handshaking:

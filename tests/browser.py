@@ -27,14 +27,13 @@ def jupyter_server(
     *arguments: str,
     app: str = "lab",
     port: int = 0,
-    python: str = sys.executable,
 ) -> Iterator[str]:
     """Run a server in *folder*; gives its address."""
     if not port:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-    command = [python, "-m", "jupyter", app, "--no-browser", "--allow-root", f"--port={port}"]
+    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", f"--port={port}"]
     command += [
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=t0ken",

@@ -10,6 +10,7 @@ import queue
 import re
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -419,7 +420,7 @@ def test_a_flood_of_refusals_leaves_a_bounded_log_with_a_count(tmp_path, folder)
             assert handshake(info, "shell") == "refused"
         before = log.read_text()
         assert before.count("refused a client") == 30
-        code = "app = get_ipython().kernel.parent; app._authenticator._audit.flush()"
+        code = "app = get_ipython().kernel.parent; app._monitor._audit.flush()"
         assert run_code(client, code)[0] == "ok"
         wait_for("the count", lambda: "30 x unknown key" in log.read_text(), 5)
 
@@ -591,6 +592,23 @@ def test_curve_magic_when_all_come_at_once(tmp_path, folder):
         for name in list(pairs):
             found.pop(name).close()
             wait_for(f"{name} to be gone", lambda: listed() == set(found))
+
+
+def test_a_refusal_on_ipc_is_counted_once():
+    """There TCP's counts tell nothing of it."""
+    with tempfile.TemporaryDirectory() as short, zmq.Context() as context:
+        file = f"{short}/kernel.json"
+        with started("python3-curve", transport="ipc", connection_file=file) as (km, client):
+            for channel in ("shell", "iopub"):
+                stranger = curve_socket(context, KINDS[channel], km.curve_publickey)
+                stranger.reconnect_ivl = -1
+                stranger.connect(km._make_url(channel))
+                wait_for(
+                    "the refusal", lambda channel=channel: ("unknown key", channel) in curve(client)[2]
+                )
+                stranger.close()
+            time.sleep(0.5)
+            assert curve(client)[2] == {("unknown key", "shell"): 1, ("unknown key", "iopub"): 1}
 
 
 def test_curve_magic_with_anybody_and_as_html(tmp_path):

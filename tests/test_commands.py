@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
-from support import MODULE, run_code, started, wait_for
+from support import MODULE, check_two_lines, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
@@ -44,14 +44,9 @@ def run(*arguments: str, home: Path | None = None, stdin: str | None = None) -> 
 
 def fails(*arguments: str, says: str, hint: str, **kwargs) -> str:
     status, out, err = run(*arguments, **kwargs)
-    lines = err.splitlines()
     assert status == 1
     assert out == ""
-    assert len(lines) == 2, err
-    assert lines[0].startswith("curve_kernel: error: ")
-    assert says in lines[0]
-    assert lines[1].startswith("curve_kernel: hint: ")
-    assert hint in lines[1]
+    check_two_lines(err, says, hint)
     return err
 
 

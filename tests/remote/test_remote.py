@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from hosts import CLIENT_ADDRESS, KERNEL_ADDRESS, Host, ip, needs_namespaces, two_hosts
-from support import MODULE, headless, wait_for
+from support import MODULE, check_two_lines, headless, wait_for
 from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
@@ -80,12 +80,7 @@ class User:
             status, out, err, seconds = self.run(*MODULE, command, *arguments)
             assert (status, out) == (1, ""), err
             assert seconds < 5
-            lines = err.splitlines()
-            assert len(lines) == 2, err
-            assert lines[0].startswith("curve_kernel: error: ")
-            assert says in lines[0]
-            assert lines[1].startswith("curve_kernel: hint: ")
-            assert hint in lines[1]
+            check_two_lines(err, says, hint)
         return err
 
 
