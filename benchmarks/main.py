@@ -49,6 +49,7 @@ class Worker:
         self._process = subprocess.Popen(
             [python, Path(__file__).with_name("worker.py"), name],
             env={**env, "HOME": str(home)},
+            cwd=home,  # not the repository, whose files would be imported instead of those installed
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

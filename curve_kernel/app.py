@@ -43,7 +43,7 @@ from .identity import AuthorizedClients, curve_folder
 from .keys import EnvironmentSecret, KeyPair
 from .sockets import Limits
 
-__all__ = ["CurveKernelApp", "main"]
+__all__ = ["CurveKernelApp"]
 
 _CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 # What a client has to send there: subscriptions, pings, text, code and uploads.
@@ -536,8 +536,3 @@ class CurveKernelApp(IPKernelApp):
                 file=sys.__stdout__,
                 flush=True,
             )
-
-
-def main() -> None:
-    """Run the kernel, or one of its subcommands."""
-    CurveKernelApp.launch_instance()

@@ -192,13 +192,16 @@ class AuthorizedClients:
         Raises
         ------
         CurveKernelError
-            For a folder or a certificate that somebody else may write.
+            For a folder or a certificate that somebody else may write, or that can't be read.
         """
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
-        certificates = [path for folder in folders[1:] for path in sorted(folder.glob("*.key"))]
-        for path in [*folders, *certificates]:
-            if os.path.lexists(path) and (problem := _problem(path)):
+        for folder in folders:
+            if os.path.lexists(folder) and (problem := _problem(folder)):
                 raise problem
+        for folder in folders[1:]:
+            for certificate in _certificates(folder) if folder.exists() else ():
+                if problem := _problem(certificate):
+                    raise problem
 
     def find(self, public_key: bytes) -> Client | None:
         """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer.
@@ -233,12 +236,9 @@ class AuthorizedClients:
 
     def _read(self, role: str, folder: Path) -> Iterator[Client]:
         try:
-            with os.scandir(folder) as found:
-                entries = sorted(
-                    (one for one in found if one.name.endswith(".key")), key=lambda one: one.name
-                )
-        except OSError as error:
-            self._skip(CurveKernelError(f"folder {folder} can't be read: {error.strerror}", "mend it"))
+            entries = _certificates(folder)
+        except CurveKernelError as error:
+            self._skip(error)
             return
         for entry in entries:
             try:
@@ -288,9 +288,19 @@ class AuthorizedClients:
         return True
 
 
-def _problem(path: Path) -> CurveKernelError | None:
+def _certificates(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        status = path.stat()
+        with os.scandir(folder) as found:
+            return sorted((one for one in found if one.name.endswith(".key")), key=lambda one: one.name)
+    except OSError as error:
+        message = f"folder {folder} can't be read: {error.strerror}"
+        raise CurveKernelError(message, "mend it") from None
+
+
+def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
+    path = os.fspath(file)
+    try:
+        status = file.stat()
     except OSError as error:
         return CurveKernelError(f"{path} can't be read: {error.strerror}", "mend or remove it")
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "certificate"

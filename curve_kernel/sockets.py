@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -21,8 +20,7 @@ __all__ = ["Limits", "client_defaults", "make_client", "make_server"]
 _BACKLOG = 4096
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What a peer may do before anybody knows who it is, and after.
 
     Parameters

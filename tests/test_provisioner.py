@@ -272,7 +272,7 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
         "os.environ['JUPYTER_CURVE_SECRETKEY'] = zmq.curve_keypair()[1].decode()\n"
         "info = json.load(open(sys.argv[2])); info.pop('curve_publickey', None)\n"
         "sys.argv[2] += '-copy'; json.dump(info, open(sys.argv[2], 'w'))\n"
-        "from curve_kernel.app import main; main()\n"
+        "from curve_kernel.app import CurveKernelApp; CurveKernelApp.launch_instance()\n"
     )
     name = write_spec("liar")
     path = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name / "kernel.json"
