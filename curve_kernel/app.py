@@ -28,11 +28,21 @@ import ipykernel
 import zmq
 from ipykernel import kernelapp
 from ipykernel.heartbeat import Heartbeat
-from ipykernel.iostream import IOPubThread
+from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.connect import KernelConnectionInfo
-from traitlets import CaselessStrEnum, Dict, Enum, Float, Int, TraitError, Unicode, default
+from traitlets import (
+    CaselessStrEnum,
+    Dict,
+    DottedObjectName,
+    Enum,
+    Float,
+    Int,
+    TraitError,
+    Unicode,
+    default,
+)
 from traitlets.utils import filefind
 from zmq.eventloop.zmqstream import ZMQStream
 
@@ -57,6 +67,8 @@ _MESSAGE_SIZES = {
 }
 _OPEN_FILES = 8192
 _TOPIC_SIZE = 256
+# Of a long text: the least size of a piece, and how many there are at most.
+_PIECE, _PIECES = 1 << 18, 8
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -165,6 +177,23 @@ class CurveIOPubThread(IOPubThread):
         return context, pipe_out
 
 
+class CurveOutStream(OutStream):
+    """Standard output or standard error, whose long text is published in pieces of whole lines.
+
+    libzmq encrypts and decrypts a message as a whole. In pieces one is written, the one before it
+    encrypted, and the one before that read, all at the same time.
+    """
+
+    def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
+        for parent, text in super()._flush_buffers():
+            start, size = 0, max(_PIECE, len(text) // _PIECES)
+            # A hook may take a message for itself, and upstream then sends nothing more.
+            while not self._hooks and (end := text.find("\n", start + size) + 1):
+                yield parent, text[start:end]
+                start = end
+            yield parent, text[start:]
+
+
 @contextmanager
 def _in_place_of_upstream(**classes: Any) -> Iterator[None]:
     """Let kernelapp's methods find *classes* where upstream's bodies name their own."""
@@ -224,6 +253,13 @@ class CurveKernelApp(IPKernelApp):
         config=True,
         help="""The folder that lists the clients, in owners/NAME.key and viewers/NAME.key
         [default: curve in Jupyter's configuration folder].""",
+    )
+
+    outstream_class = DottedObjectName(
+        "curve_kernel.app.CurveOutStream",
+        allow_none=True,
+        config=True,
+        help="""The importstring for the OutStream factory.""",
     )
 
     handshake_timeout = Float(
@@ -431,6 +467,9 @@ class CurveKernelApp(IPKernelApp):
         monitor = self._monitor or self._start_authorization(s.context)
         sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
         monitor.watch(s, channel)
+        if channel == "iopub":
+            # A slow reader loses messages beyond that number, and must not lose text for its pieces.
+            s.sndhwm = s.sndhwm * _PIECES
         try:
             return int(super()._bind_socket(s, port))
         except zmq.ZMQError as error:

@@ -234,6 +234,37 @@ def test_what_forked_children_print_arrives(kernel):
     assert all(line in text for line in FORK_SAYS), text
 
 
+LONG = "''.join(f'{n} ' * (n % 97) + '\\n' for n in range(20_000)) + 'x' * 700_000 + '\\nend'"
+LONG_FROM_A_CHILD = f"""
+import os, sys
+pid = os.fork()
+if pid == 0:
+    print({LONG}, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+import time; time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("code", [f"print({LONG})", LONG_FROM_A_CHILD], ids=["kernel", "child"])
+def test_long_text_comes_in_pieces_of_whole_lines(tmp_path, keys, code):
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    small = "--CurveKernelApp.max_message_size=pipe=2000000"
+    pieces = []
+
+    def collect(message):
+        if message["msg_type"] == "stream":
+            pieces.append(message["content"]["text"])
+
+    with headless(small, file=file) as (_, info), client_of(info, keys) as client:
+        client.execute_interactive(code, timeout=60, output_hook=collect)
+    assert "".join(pieces) == eval(LONG) + "\n"
+    assert 6 < len(pieces) < 12
+    assert all(piece.endswith(("\n", "end")) for piece in pieces)  # print writes its line end apart
+    assert max(map(len, pieces)) < 2_000_000
+
+
 def test_what_a_stranger_sends_is_neither_printed_nor_obeyed(kernel, keys):
     process, _, client = kernel
     marker = b"stranger-was-here"
