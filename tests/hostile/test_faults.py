@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from support import (
     wait_for,
 )
 from victim import figure
+from zmtp import Peer, greeting
 
 from curve_kernel.keys import KeyPair
 
@@ -141,6 +143,35 @@ def answers(client: object) -> bool:
         return run_code(client, "print('again')", timeout=2) == ("ok", "again\n")
     except TimeoutError:
         return False
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_the_clock_jumps(tmp_path: Path) -> None:
+    """Three days ahead, then three days back; who is silent meanwhile is cut in time."""
+    library, ahead = tmp_path / "clock.so", tmp_path / "ahead"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    ahead.write_text("0")
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD_FILE": str(ahead)}
+    with headless(file=file, env=env) as (_, info), client_of(info, keys) as client:
+        for seconds in (259_200, -259_200, 0):
+            with Peer(info["shell_port"], timeout=20) as silent:
+                silent.send(greeting())
+                silent.read(64)
+                since = time.monotonic()
+                ahead.write_text(str(seconds))
+                status, text = run_code(client, "import time; print(time.time())")
+                assert status == "ok"
+                assert abs(float(text) - time.time() - seconds) < 20
+                with client_of(info, keys) as other:
+                    assert run_code(other, "print('let in')") == ("ok", "let in\n")
+                with pytest.raises(ConnectionError):
+                    silent.read(1)
+                assert 3 < time.monotonic() - since < 10
+        assert run_code(client, "%curve")[0] == "ok"
 
 
 LINK_CLIENT = """
