@@ -387,8 +387,10 @@ class HandshakeMonitor(threading.Thread):
     _QUEUE = 100_000
     _PATIENCE = 0.2
     # Seconds between two looks at the connections that are in their handshake.
-    _INTERVAL = 0.05
-    _BATCH = 1000
+    _INTERVAL = 0.01
+    # After so many events this thread rests for an instant. Others would wait for the interpreter
+    # lock 5 ms each time (sys.getswitchinterval), and a cell needs it several times.
+    _BATCH, _REST = 16, 0.00005
     _LOOK_AT = 32
 
     def __init__(self, context: zmq.Context[Any], audit: AuditLog, limit: int) -> None:
@@ -467,13 +469,16 @@ class HandshakeMonitor(threading.Thread):
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         watched: dict[zmq.Socket[Any], _Watched] = {}
-        last = 0.0
+        last, events = 0.0, 0
         while True:
             for ready, _ in poller.poll(int(self._INTERVAL * 1000) if self._handshaking else None):
                 if ready is not self._wake_in:
                     with self._handled:
-                        self._drain(watched[ready])
+                        events += self._drain(watched[ready])
                         self._handled.notify_all()
+                    if events >= self._BATCH:
+                        time.sleep(self._REST)
+                        events = 0
                 elif ready.recv():
                     return
                 else:
@@ -485,17 +490,19 @@ class HandshakeMonitor(threading.Thread):
                 last = time.monotonic()
                 self._cut_talkers()
 
-    def _drain(self, watched: _Watched) -> None:
-        for _ in range(self._BATCH):
+    def _drain(self, watched: _Watched) -> int:
+        """Handle a batch of events, and return how many there were."""
+        for handled in range(self._BATCH):
             try:
                 frame, endpoint = watched.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 # Who was let in may have left before knowing it. With no event waiting, every
                 # handshake that the authenticator has seen is among these.
                 del watched.let_in[: max(len(watched.let_in) - len(watched.handshaking), 0)]
-                return
+                return handled
             event, value = struct.unpack("=Hi", frame)
             self._handle(watched, event, value, endpoint)
+        return self._BATCH
 
     def _handle(self, watched: _Watched, event: int, value: int, endpoint: bytes) -> None:
         failure, watched.failure = watched.failure, None
