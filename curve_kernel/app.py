@@ -67,7 +67,8 @@ _MESSAGE_SIZES = {
 }
 _OPEN_FILES = 8192
 _TOPIC_SIZE = 256
-# Of a long text: the least size of a piece, and how many there are at most.
+# Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
+# beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
@@ -467,9 +468,6 @@ class CurveKernelApp(IPKernelApp):
         monitor = self._monitor or self._start_authorization(s.context)
         sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
         monitor.watch(s, channel)
-        if channel == "iopub":
-            # A slow reader loses messages beyond that number, and must not lose text for its pieces.
-            s.sndhwm = s.sndhwm * _PIECES
         try:
             return int(super()._bind_socket(s, port))
         except zmq.ZMQError as error:
