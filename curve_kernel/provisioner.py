@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket as stdlib_socket
+import sys
 import time
 from typing import Any
 
@@ -51,6 +54,7 @@ class CurveProvisioner(LocalProvisioner):
     )
 
     _keys: KeyPair | None = None
+    _held_ports: tuple[stdlib_socket.socket, ...] = ()
 
     def __init__(self, **kwargs: Any) -> None:
         # Traitlets would pass over a misspelt option, and what it was to change would stay as it is.
@@ -96,6 +100,7 @@ class CurveProvisioner(LocalProvisioner):
         else:
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
+        self._hold_ports(km)
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -106,7 +111,11 @@ class CurveProvisioner(LocalProvisioner):
             env.pop(variable, None)
         if self.key_distribution == "env":
             env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
-        return await super().launch_kernel(cmd, env=env, **kwargs)
+        try:
+            return await super().launch_kernel(cmd, env=env, **kwargs)
+        except BaseException:
+            self._release_ports()
+            raise
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Give the manager its keys, other clients the public one, and see that the kernel has its own.
@@ -125,9 +134,33 @@ class CurveProvisioner(LocalProvisioner):
             km._connect_control_socket()
             public_key = self._keys.public_key.decode()
             connection_file.update(km.connection_file, {"curve_publickey": public_key})
-        if problem := await self._find_problem():
+        try:
+            problem = await self._find_problem()
+        finally:
+            self._release_ports()
+        if problem:
             await self._end_kernel()
             raise problem
+
+    def _hold_ports(self, km: Any) -> None:
+        """Bind the kernel's ports until it has done so, or an outgoing connection may get one.
+
+        On Linux a socket that does not listen lets another one with SO_REUSEADDR have its port.
+        """
+        self._release_ports()
+        if km.transport != "tcp" or sys.platform != "linux":
+            return
+        for channel in ("shell", "stdin", "control", "iopub", "hb"):
+            held = stdlib_socket.socket()
+            held.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+            self._held_ports += (held,)
+            with contextlib.suppress(OSError):  # the kernel will say which, and why
+                held.bind((km.ip, getattr(km, f"{channel}_port")))
+
+    def _release_ports(self) -> None:
+        for held in self._held_ports:
+            held.close()
+        self._held_ports = ()
 
     async def _find_problem(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -183,6 +216,7 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
+        self._release_ports()
         if not restart:
             self._keys = None
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -139,6 +141,38 @@ def test_async_manager_and_several_kernels_at_once():
     results = asyncio.run(all_of_them())
     assert {text for _, text in results} == {"42\n"}
     assert len({secret for secret, _ in results}) == 4
+
+
+def test_nobody_takes_a_port_before_the_kernel_has_it():
+    """As an outgoing connection would, to which the system gives any port that is not bound."""
+    name = write_spec("late")
+    path = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name / "kernel.json"
+    spec = json.loads(path.read_text())
+    spec["argv"] = ["bash", "-c", 'sleep 2; exec "$0" "$@"', *spec["argv"]]
+    path.write_text(json.dumps(spec))
+
+    async def run() -> None:
+        km = AsyncKernelManager(kernel_name=name)
+        starting = asyncio.create_task(km.start_kernel())
+        while not km.has_kernel:
+            assert not starting.done()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        ports = [getattr(km, f"{channel}_port") for channel in CHANNELS]
+        for port in ports:
+            with socket.socket() as other:
+                assert other.connect_ex((km.ip, port)) == errno.ECONNREFUSED
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind((km.ip, port))
+        await starting
+        assert not {one.laddr.port for one in psutil.Process().net_connections()} & set(ports)
+        client = km.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=30)
+        client.stop_channels()
+        await km.shutdown_kernel(now=True)
+
+    asyncio.run(run())
 
 
 def test_autorestart_after_sigkill_keeps_the_keys():
