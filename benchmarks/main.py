@@ -2,6 +2,8 @@
 
 Standard library only, but for the picture. Each contender is a process in an environment of its own,
 see worker.py; a measure is taken from all of them, one after the other, before the next measure.
+Two processes of one contender differ by some percent for as long as they run, so all contenders are
+started anew every few rounds.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ ENVIRONMENTS = {
     "bare": "curve",
 }
 # How many times in one round, so that one sample is long enough to be measured.
-COUNTS = {"execute": 20, "input": 20, "complete": 10, "comm": 20, "spawn": 10, "client": 1}
-CLIENTS_THAT_CAME_AND_WENT = 1000
+COUNTS = {"execute": 20, "input": 20, "complete": 10, "comm": 20, "spawn": 10, "client": 20}
+ROUNDS_OF_A_PROCESS = 5
+# In the last processes, after all rounds: in one kernel of each contender.
+ONCE = {"churn": 1000}
 
 
 class Worker:
@@ -56,9 +60,12 @@ class Worker:
             text=True,
             bufsize=1,
         )
+        self.measures: list[str] = []
+        self.versions: dict[str, str] = {}
+
+    def wait_until_ready(self) -> None:
         about = self._answer()
-        self.measures: list[str] = about["measures"]
-        self.versions: dict[str, str] = about["versions"]
+        self.measures, self.versions = about["measures"], about["versions"]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -90,49 +97,64 @@ def workers(environments: Path) -> Iterator[list[Worker]]:
             for name, environment in ENVIRONMENTS.items():
                 python = environments.absolute() / environment / "bin" / "python"
                 started.append(Worker(name, python, Path(folder) / name))
+            for one in started:
+                one.wait_until_ready()
             yield started
         finally:
             for one in started:
                 one.close()
 
 
+Samples = dict[str, dict[str, list[dict[str, float]]]]
+
+
+def take(samples: Samples, contenders: list[Worker], measure: str, count: int) -> None:
+    """One sample of a measure from each contender that has it."""
+    order = [one for one in contenders if measure in one.measures]
+    random.shuffle(order)
+    for one in order:
+        samples.setdefault(measure, {}).setdefault(one.name, []).append(one.measure(measure, count))
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
-    warm_up = 0 if arguments.smoke else 2
     rounds = 3 if arguments.smoke else arguments.rounds
-    counts = dict.fromkeys(COUNTS, 2) if arguments.smoke else dict(COUNTS)
-    if not arguments.smoke:
-        counts["client"] = -(-CLIENTS_THAT_CAME_AND_WENT // max(rounds, 30))
-    with workers(arguments.environments) as contenders:
-        measures = list(dict.fromkeys(name for one in contenders for name in one.measures))
-        chosen = arguments.only or measures
-        if unknown := set(chosen) - set(measures):
-            sys.exit(f"no such measure: {', '.join(unknown)}; there are {', '.join(measures)}")
-        samples: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in chosen}
-        for number in range(-warm_up, rounds):
-            shown = f"round {number + 1} of {rounds}" if number >= 0 else "warm-up"
-            print(f"\r{shown}, {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
-            for name in chosen:
-                order = [one for one in contenders if name in one.measures]
-                random.shuffle(order)
-                for one in order:
-                    sample = one.measure(name, counts.get(name, 1))
-                    if number >= 0:
-                        samples[name].setdefault(one.name, []).append(sample)
-        print(file=sys.stderr)
-        return {
-            "rounds": rounds,
-            "seconds": round(time.monotonic() - start),
-            "cores": os.cpu_count(),
-            "clients_that_came_and_went": counts["client"] * rounds,
-            "versions": {one.name: one.versions for one in contenders},
-            "samples": samples,
-        }
+    counts = dict.fromkeys([*COUNTS, *ONCE], 2) if arguments.smoke else {**COUNTS, **ONCE}
+    samples: Samples = {}
+    for first in range(0, rounds, ROUNDS_OF_A_PROCESS):
+        last = min(first + ROUNDS_OF_A_PROCESS, rounds)
+        with workers(arguments.environments) as contenders:
+            measures = list(dict.fromkeys(name for one in contenders for name in one.measures))
+            chosen = arguments.only or measures
+            if unknown := set(chosen) - set(measures):
+                sys.exit(f"no such measure: {', '.join(unknown)}; there are {', '.join(measures)}")
+            for number in range(first if arguments.smoke else first - 1, last):
+                warm_up = number < first
+                shown = "warm-up" if warm_up else f"round {number + 1} of {rounds}"
+                seconds = time.monotonic() - start
+                print(f"\r{shown}, {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+                for name in chosen:
+                    if name not in ONCE:
+                        take({} if warm_up else samples, contenders, name, counts.get(name, 1))
+            if last == rounds:
+                for name in [name for name in chosen if name in ONCE]:
+                    take(samples, contenders, name, counts[name])
+            versions = {one.name: one.versions for one in contenders}
+    print(file=sys.stderr)
+    return {
+        "rounds": rounds,
+        "rounds_of_a_process": ROUNDS_OF_A_PROCESS,
+        "seconds": round(time.monotonic() - start),
+        "cores": os.cpu_count(),
+        "clients_that_came_and_went": counts["churn"],
+        "versions": versions,
+        "samples": samples,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks/run", description="This kernel beside stock.")
-    parser.add_argument("--rounds", type=int, default=30, help="after two for warm-up [30]")
+    parser.add_argument("--rounds", type=int, default=30, help="of each measure [30]")
     parser.add_argument("--only", action="append", metavar="MEASURE", help="may be given several times")
     parser.add_argument("--smoke", action="store_true", help="three short rounds, no goals")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")

@@ -39,7 +39,7 @@ CONTENDERS = {
 VALUES = {
     "memory_start": ("spawn", "memory_start"),
     "memory_client": ("spawn", "memory_client"),
-    "memory_churn": ("client", "memory_churn"),
+    "memory_churn": ("churn", "after"),
 }
 
 
@@ -83,7 +83,7 @@ def ratios(results: dict[str, Any], measure: str, contender: str, base: str) -> 
 
 def quartiles(numbers: list[float]) -> tuple[float, float, float]:
     if len(numbers) < 2:
-        return (numbers[0],) * 3
+        return numbers[0], numbers[0], numbers[0]
     low, middle, high = statistics.quantiles(numbers, n=4, method="inclusive")
     return low, middle, high
 
@@ -120,13 +120,9 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 def _growths(results: dict[str, Any]) -> list[list[str]]:
     rows = []
     for contender in _contenders(results, "memory_churn"):
-        sizes = values(results, "memory_churn", contender)
-        half = len(sizes) // 2
-        if half:
-            whole, late = sizes[-1] - sizes[0], sizes[-1] - sizes[half]
-            rows.append(
-                [CONTENDERS[contender], f"{whole / 2**10:+.0f} KiB", f"{late / 2**10:+.0f} KiB"]
-            )
+        [sizes] = results["samples"]["churn"][contender]
+        whole, late = sizes["after"] - sizes["before"], sizes["after"] - sizes["half"]
+        rows.append([CONTENDERS[contender], f"{whole / 2**10:+.0f} KiB", f"{late / 2**10:+.0f} KiB"])
     return rows
 
 
@@ -160,7 +156,8 @@ def table(results: dict[str, Any]) -> str:
     rounds, seconds = results["rounds"], results["seconds"]
     versions = results["versions"]["curve"]
     parts = [
-        f"{rounds} rounds in {seconds // 60} min {seconds % 60} s on {results['cores']} cores: "
+        f"{rounds} rounds, {results['rounds_of_a_process']} with each process of a contender, in "
+        f"{seconds // 60} min {seconds % 60} s on {results['cores']} cores: "
         + ", ".join(
             f"{name} {versions[name]}" for name in ("python", "ipykernel", "jupyter_client", "libzmq")
         )
@@ -238,7 +235,7 @@ def table(results: dict[str, Any]) -> str:
     )
     if growths := _growths(results):
         number = results["clients_that_came_and_went"]
-        head = [f"{number} clients came and went", "since the first round", "in the second half"]
+        head = [f"{number} clients came and went", "growth", "in the second half"]
         parts.append("Growth of resident memory:\n\n" + _markdown(head, growths))
     return "\n\n".join(parts) + "\n"
 

@@ -104,6 +104,7 @@ class Kernel(Contender):
             "from_kernel": lambda _: self.ask({"give": 32}),
             "spawn": self.spawn,
             "client": self.further_clients,
+            "churn": self.churn,
             **{f"subscribers{n}": lambda _, n=n: self.publish(n) for n in (1, 4, 16)},
         }
 
@@ -249,7 +250,20 @@ class Kernel(Contender):
             seconds.append(time.perf_counter() - start)
             client.stop_channels()
         cpu = (cpu_seconds(pid) - cpu) / count
-        return {"seconds": sorted(seconds)[count // 2], "cpu": cpu, "memory_churn": resident(pid)}
+        return {"seconds": sorted(seconds)[count // 2], "cpu": cpu}
+
+    def churn(self, count: int) -> dict[str, Any]:
+        """The kernel's memory before, after half of the clients that come and go, and after all."""
+        pid = self.manager_for_churn.provisioner.pid
+        before = resident(pid)
+        self.further_clients(count // 2)
+        half = resident(pid)
+        return {
+            **self.further_clients(count - count // 2),
+            "before": before,
+            "half": half,
+            "after": resident(pid),
+        }
 
     def subscribe(self, number: int) -> None:
         while len(self.subscribers) < number:
