@@ -18,9 +18,9 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.connect import KernelConnectionInfo
+from tornado.ioloop import PeriodicCallback
 from traitlets import (
     CaselessStrEnum,
     Dict,
@@ -195,6 +196,44 @@ class CurveOutStream(OutStream):
             yield parent, text[start:]
 
 
+class StdinReaper:
+    """Lets go, every second, of what libzmq holds for clients of stdin that have left.
+
+    libzmq takes a connection's queues (35 KiB) apart when its socket is next used, and nobody uses
+    stdin until a cell asks for input. A socket is for one thread at a time, and any thread of a cell
+    may ask, so while somebody asks nothing is done here.
+    """
+
+    def __init__(self, kernel: IPythonKernel, socket: zmq.Socket[Any]) -> None:
+        self._socket = socket
+        self._lock = threading.Lock()
+        self._asking = 0
+        for name in ("raw_input", "getpass"):
+            setattr(kernel, name, self._counted(getattr(kernel, name)))
+
+    def start(self) -> None:
+        """Start, on the event loop of this thread."""
+        PeriodicCallback(self._reap, 1000).start()
+
+    def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
+        @wraps(ask)
+        def asking(*args: Any, **kwargs: Any) -> str:
+            with self._lock:
+                self._asking += 1
+            try:
+                return ask(*args, **kwargs)
+            finally:
+                with self._lock:
+                    self._asking -= 1
+
+        return asking
+
+    def _reap(self) -> None:
+        with self._lock:
+            if not self._asking and not self._socket.closed:
+                self._socket.get(zmq.EVENTS)
+
+
 @contextmanager
 def _in_place_of_upstream(**classes: Any) -> Iterator[None]:
     """Let kernelapp's methods find *classes* where upstream's bodies name their own."""
@@ -290,6 +329,7 @@ class CurveKernelApp(IPKernelApp):
     _environment: EnvironmentSecret
     _authenticator: ClientAuthenticator | None = None
     _monitor: HandshakeMonitor | None = None
+    _stdin_reaper: StdinReaper | None = None
     _secret_file_mode = 0o600
     server_key: bytes = b""
 
@@ -527,9 +567,16 @@ class CurveKernelApp(IPKernelApp):
 
         reason = debugger.install()
         super().init_kernel()
+        self._stdin_reaper = StdinReaper(self.kernel, self.stdin_socket)
         reason = reason or debugger.check(self.kernel)
         if reason:
             self.log.warning("There is no debugger: %s", reason)
+
+    def start(self) -> None:
+        """Run until the kernel is told to end."""
+        if self._stdin_reaper is not None:
+            self._stdin_reaper.start()
+        super().start()
 
     def init_shell(self) -> None:
         """Give the shell this kernel's magics."""

@@ -316,6 +316,53 @@ def test_eavesdroppers_get_nothing(kernel, keys):
             subscriber.close()
 
 
+ALLOCATED = """
+import ctypes
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+        "keepcost")]
+libc = ctypes.CDLL("libc.so.6")
+libc.mallinfo2.restype = Info
+print(libc.mallinfo2().uordblks)
+"""
+
+
+def test_clients_that_left_leave_no_memory_behind(kernel, keys):
+    """Not even on stdin, where each leaves 35 KiB in stock until a cell asks for input."""
+    _, info, client = kernel
+
+    def come_and_go(clients):
+        for _ in range(clients):
+            with client_of(info, keys):
+                pass
+        time.sleep(1.5)
+        return int(run_code(client, ALLOCATED)[1])
+
+    before = come_and_go(10)
+    assert (come_and_go(40) - before) / 40 < 5 << 10
+
+
+def test_a_thread_asks_for_input_while_clients_of_stdin_leave(kernel, keys):
+    _, info, client = kernel
+    ask = "import threading\nanswers = [None]\n" + (
+        "threading.Thread(target=lambda: answers.append(input('now? '))).start()"
+    )
+    client.execute(ask, allow_stdin=True)
+    assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
+    for _ in range(10):
+        with client_of(info, keys):
+            time.sleep(0.3)
+    client.input("yes")
+    wait_for("the answer", lambda: "yes" in run_code(client, "print(answers)")[1])
+    client.execute("import getpass; print(input('a') + getpass.getpass('b'))", allow_stdin=True)
+    for prompt in "ab":
+        assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == prompt
+        client.input(prompt.upper())
+    while client.get_iopub_msg(timeout=20)["content"].get("text") != "AB\n":
+        pass
+
+
 def test_ipc(tmp_path, keys):
     file = tmp_path / "kernel.json"
     info = connection_info(**both_keys(keys)) | {"transport": "ipc", "ip": str(tmp_path / "socket")}
