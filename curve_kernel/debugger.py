@@ -3,11 +3,16 @@
 Upstream runs ``debugpy.listen`` in the kernel, which starts an adapter process with two loopback ports
 that ask nobody who they are. Here the same adapter is connected to the kernel and to the kernel's
 pydevd by pairs of sockets that nobody else has; see `debug_adapter`. It answers as before.
+
+debugpy is a fifth of what a kernel imports, and most kernels are never debugged. So it is imported when
+the first request comes that needs it.
 """
 
 from __future__ import annotations
 
 import codecs
+import importlib.metadata
+import importlib.util
 import os
 import socket as stdlib_socket
 import subprocess
@@ -19,13 +24,35 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ipykernel import debugger
 from ipykernel.compiler import get_tmp_directory
 from tornado.ioloop import IOLoop
 
 from . import debug_adapter
 
+
+@contextmanager
+def _without_debugpy() -> Iterator[None]:
+    """Let a first ``import debugpy`` fail, for which ipykernel's debugger is prepared."""
+    if "debugpy" in sys.modules or "pydevd" in sys.modules:
+        yield
+        return
+    sys.modules["debugpy"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["debugpy"]
+
+
+with _without_debugpy():
+    from ipykernel import debugger
+
 __all__ = ["PortlessDebugger", "check", "install"]
+
+# What `_AdapterStream.listen` is made of, in files of the package debugpy.
+_NEEDED = {
+    "server/api.py": ("_settrace", "_starts_debugging", "listen"),
+    "_vendored/pydevd/pydevd.py": ("start_client",),
+}
 
 
 @contextmanager
@@ -145,10 +172,31 @@ class PortlessDebugger(debugger.Debugger):
 
     def __init__(self, log: Any, _debugpy_stream: Any, *args: Any, **kwargs: Any) -> None:
         self._stream = _AdapterStream()
-        super().__init__(log, self._stream, *args, **kwargs)
+        with _replaced(debugger, "VariableExplorer", lambda: None):
+            super().__init__(log, self._stream, *args, **kwargs)
         self._stream.on_recv = self.debugpy_client.receive_dap_frame
         # Not -1, for which upstream would bind a socket to find a free port.
         vars(self.debugpy_client)["debugpy_port"] = "0"
+
+    async def process_request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request; the first that needs debugpy imports it."""
+        if self.variable_explorer is None and message["command"] != "debugInfo":
+            try:
+                imported = _import_debugpy()
+            except Exception as error:
+                self.log.exception("There is no debugger")
+                return {
+                    "type": "response",
+                    "request_seq": message["seq"],
+                    "success": False,
+                    "command": message["command"],
+                    "message": f"{type(error).__name__}: {error}",
+                }
+            # Since 7.0 frames of what was imported when the kernel started are not shown.
+            getattr(self, "kernel_modules", []).extend(imported)
+            self.variable_explorer = debugger.VariableExplorer()
+        reply: dict[str, Any] = await super().process_request(message)
+        return reply
 
     def start(self) -> bool:
         """Start the debugger, and connect to its adapter."""
@@ -164,6 +212,40 @@ class PortlessDebugger(debugger.Debugger):
             return bool(super().start())
 
 
+def _import_debugpy() -> list[str]:
+    """Import of debugpy what ipykernel's debugger takes from it; return the files of the new modules.
+
+    Raises
+    ------
+    ImportError
+        If something is missing of it, or of what `_AdapterStream.listen` takes.
+    """
+    before = set(sys.modules)
+    api = importlib.import_module("debugpy.server.api")  # first, since it makes the others importable
+    pydevd = importlib.import_module("pydevd")
+    frames = importlib.import_module("_pydevd_bundle.pydevd_suspended_frames")
+    modules = {"server/api.py": api, "_vendored/pydevd/pydevd.py": pydevd}
+    if not all(hasattr(modules[file], name) for file, names in _NEEDED.items() for name in names):
+        raise ImportError(_unknown())
+    vars(debugger).update(
+        pydevd_frame_utils=importlib.import_module("_pydevd_bundle.pydevd_frame_utils"),
+        SuspendedFramesManager=frames.SuspendedFramesManager,
+        _FramesTracker=frames._FramesTracker,
+    )
+    new = [module for name, module in sys.modules.copy().items() if name not in before]
+    return [file for module in new if (file := getattr(module, "__file__", None))]
+
+
+def _unknown() -> str:
+    version = importlib.metadata.version("debugpy")
+    return f"debugpy {version} would open a port for anybody, and it is not known how to stop it"
+
+
+def _knows(folder: str) -> bool:
+    texts = {file: Path(folder, file).read_text() for file in _NEEDED}
+    return all(name in texts[file] for file, names in _NEEDED.items() for name in names)
+
+
 def install() -> str | None:
     """Let kernels that are made from now on debug without a port.
 
@@ -172,19 +254,20 @@ def install() -> str | None:
     str or None
         Why there is no debugger at all, where debugpy is of a version that can't be made safe.
     """
-    if not debugger._is_debugpy_available:
-        return None
-    import pydevd
-    from debugpy import __version__
-    from debugpy.server import api
-
-    if all(hasattr(api, name) for name in ("_settrace", "_starts_debugging", "listen")) and hasattr(
-        pydevd, "start_client"
-    ):
-        vars(debugger)["Debugger"] = PortlessDebugger
-        return None
     debugger._is_debugpy_available = False
-    return f"debugpy {__version__} would open a port for anybody, and it is not known how to stop it"
+    spec = importlib.util.find_spec("debugpy")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    try:
+        if "pydevd" in sys.modules:
+            _import_debugpy()
+        elif not _knows(spec.submodule_search_locations[0]):
+            return _unknown()
+    except (ImportError, OSError, UnicodeError) as error:
+        return str(error)
+    vars(debugger)["Debugger"] = PortlessDebugger
+    debugger._is_debugpy_available = True
+    return None
 
 
 def check(kernel: Any) -> str | None:

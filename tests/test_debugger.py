@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,17 +295,54 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
         assert run_code(session.client, "print('goes on')") == ("ok", "goes on\n")
 
 
-def test_a_debugger_that_is_not_known_is_none(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text("import pydevd; del pydevd.start_client\n")
+LOADED = "import sys; print(*sorted({'debugpy', 'pydevd'} & set(sys.modules)))"
+
+
+def test_debugpy_is_imported_when_it_is_needed():
+    with Session("python3-curve") as session:
+        assert session.ask("debugInfo")["body"]["isStarted"] is False
+        assert run_code(session.client, LOADED) == ("ok", "\n")
+        run_code(session.client, "here = 1")
+        variables = session.ask("inspectVariables")["body"]["variables"]
+        assert "here" in [one["name"] for one in variables]
+        assert run_code(session.client, LOADED) == ("ok", "debugpy pydevd\n")
+
+
+def imported_early(folder: Path) -> str:
+    (folder / "sitecustomize.py").write_text("import pydevd; del pydevd.start_client\n")
     site = subprocess.run(
         [sys.executable, "-c", "import debugpy.server.api, pydevd; print(pydevd.__file__)"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(site).parent}")
+    return f"{folder}{os.pathsep}{Path(site).parent}"
+
+
+def another_debugpy(folder: Path, api: str) -> str:
+    for file, text in (("server/api.py", api), ("_vendored/pydevd/pydevd.py", "start_client = 1")):
+        (folder / "debugpy" / file).parent.mkdir(parents=True)
+        (folder / "debugpy" / file).write_text(text)
+    (folder / "debugpy" / "__init__.py").touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize("make", [imported_early, partial(another_debugpy, api="def listen(): ...")])
+def test_a_debugger_that_is_not_known_is_none(tmp_path, monkeypatch, make):
+    monkeypatch.setenv("PYTHONPATH", make(tmp_path))
     with started("python3-curve") as (_, client):
         info = client.kernel_info(reply=True, timeout=20)["content"]
         assert "debugger" not in info.get("supported_features", [])
         assert not info.get("debugger", False)
         assert run_code(client, "print('works')") == ("ok", "works\n")
+
+
+def test_a_debugger_that_cannot_be_imported_says_so(tmp_path, monkeypatch):
+    api = "raise ImportError('broken')\ndef _settrace(): _starts_debugging, listen"
+    monkeypatch.setenv("PYTHONPATH", another_debugpy(tmp_path, api))
+    with Session("python3-curve") as session:
+        for command in ("inspectVariables", "initialize"):
+            reply = session.ask(command)
+            assert (reply["success"], reply["message"]) == (False, "ImportError: broken")
+        assert session.ask("debugInfo")["body"]["isStarted"] is False
+        assert run_code(session.client, "print('works')") == ("ok", "works\n")
