@@ -117,10 +117,10 @@ def huge(ports: list[int], _: str) -> int:
     poller = select.poll()
     by_descriptor: dict[int, socket.socket] = {}
     while time.monotonic() < deadline:
-        while len(held) < 100:
-            one = socket.create_connection(("127.0.0.1", ports[made % len(ports)]), 1)
+        for _new in range(100 - len(held)):
             made += 1
             with contextlib.suppress(OSError):
+                one = socket.create_connection(("127.0.0.1", ports[made % len(ports)]), 0.1)
                 # Just below what the largest channel takes, and far above.
                 declared = 4 << 30 if made % 2 else (64 << 20) - 1
                 one.sendall(greeting() + b"\x06" + struct.pack(">Q", declared))
