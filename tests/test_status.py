@@ -28,7 +28,6 @@ from support import (
     on_terminal,
     run_code,
     started,
-    wait_for,
 )
 
 HOLD_THE_GIL = "import ctypes; ctypes.PyDLL(None).sleep(30)"
@@ -204,9 +203,11 @@ def test_stock_curve():
         assert len(kernel["further_ports"]) == 1  # its open pipe
         request = {"type": "request", "seq": 1, "command": "initialize", "arguments": {}}
         client.control_channel.send(client.session.msg("debug_request", request))
-        wait_for(
-            "the debugger's ports", lambda: len(next(iter(kernels()[1].values()))["further_ports"]) > 1
-        )
+        assert client.get_control_msg(timeout=20)["content"]["success"]
+        [kernel] = kernels()[1].values()
+        adapter = [one for one in kernel["further_ports"] if one["pid"] != kernel["pid"]]
+        assert len(adapter) == 2, kernel["further_ports"]
+        assert "debugpy" in " ".join(psutil.Process(adapter[0]["pid"]).cmdline())
 
 
 def test_a_stopped_kernel_and_a_hundred_at_once(tmp_path):

@@ -185,12 +185,24 @@ def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
     family = {process.pid}
     with contextlib.suppress(psutil.Error):
         family |= {child.pid for child in process.children(recursive=True)}
+        family |= _debug_adapters(process, listeners)
     kernel.further_ports = [
         {"address": address, "port": int(place), "pid": pid}
         for place, holders in sorted(listeners.items())
         for pid, address in holders
         if pid in family and place.isdigit() and place not in own
     ]
+
+
+def _debug_adapters(process: psutil.Process, listeners: _Listeners) -> set[int]:
+    """Find what stock's debugger has started, which leaves the kernel's family but is connected to it."""
+    found = set()
+    for connection in process.net_connections("tcp"):
+        for pid, _ in listeners.get(str(connection.raddr.port), ()) if connection.raddr else ():
+            with contextlib.suppress(psutil.Error):
+                if any(word.endswith("debugpy/adapter") for word in psutil.Process(pid).cmdline()):
+                    found.add(pid)
+    return found
 
 
 def _place(endpoint: str) -> str:
@@ -316,7 +328,7 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
         )
         ports = [
             f"{port['address']}:{port['port']}"
-            + ("" if port["pid"] == kernel.pid else f" (its child {port['pid']})")
+            + ("" if port["pid"] == kernel.pid else f" (of process {port['pid']})")
             for port in kernel.further_ports
         ]
         if ports:
