@@ -195,7 +195,7 @@ def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
 
 
 def _debug_adapters(process: psutil.Process, listeners: _Listeners) -> set[int]:
-    """Find what stock's debugger has started, which leaves the kernel's family but is connected to it."""
+    """Find what stock's debugger has started: connected to the kernel, but no child of it any more."""
     found = set()
     for connection in process.net_connections("tcp"):
         for pid, _ in listeners.get(str(connection.raddr.port), ()) if connection.raddr else ():
