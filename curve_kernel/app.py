@@ -31,6 +31,7 @@ from ipykernel.heartbeat import Heartbeat
 from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
 from jupyter_client.connect import KernelConnectionInfo
 from tornado.ioloop import PeriodicCallback
 from traitlets import (
@@ -204,10 +205,10 @@ class StdinReaper:
     may ask, so while somebody asks nothing is done here.
     """
 
-    def __init__(self, kernel: IPythonKernel, socket: zmq.Socket[Any]) -> None:
+    def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:
         self._socket = socket
-        self._lock = threading.Lock()
-        self._asking = 0
+        self._lock = threading.RLock()  # a signal's handler may ask
+        self._asking: set[int] = set()
         for name in ("raw_input", "getpass"):
             setattr(kernel, name, self._counted(getattr(kernel, name)))
 
@@ -218,13 +219,13 @@ class StdinReaper:
     def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
         @wraps(ask)
         def asking(*args: Any, **kwargs: Any) -> str:
+            thread = threading.get_ident()
             with self._lock:
-                self._asking += 1
+                self._asking.add(thread)
             try:
                 return ask(*args, **kwargs)
             finally:
-                with self._lock:
-                    self._asking -= 1
+                self._asking.discard(thread)
 
         return asking
 
@@ -560,17 +561,17 @@ class CurveKernelApp(IPKernelApp):
 
     def init_kernel(self) -> None:
         """Create the kernel, with a debugger that opens no port, or with none."""
-        if not issubclass(self.kernel_class, IPythonKernel):
-            super().init_kernel()
-            return
-        from . import debugger
+        if issubclass(self.kernel_class, IPythonKernel):
+            from . import debugger
 
-        reason = debugger.install()
-        super().init_kernel()
+            reason = debugger.install()
+            super().init_kernel()
+            reason = reason or debugger.check(self.kernel)
+            if reason:
+                self.log.warning("There is no debugger: %s", reason)
+        else:
+            super().init_kernel()
         self._stdin_reaper = StdinReaper(self.kernel, self.stdin_socket)
-        reason = reason or debugger.check(self.kernel)
-        if reason:
-            self.log.warning("There is no debugger: %s", reason)
 
     def start(self) -> None:
         """Run until the kernel is told to end."""

@@ -345,8 +345,9 @@ def test_clients_that_left_leave_no_memory_behind(kernel, keys):
 
 def test_a_thread_asks_for_input_while_clients_of_stdin_leave(kernel, keys):
     _, info, client = kernel
-    ask = "import threading\nanswers = [None]\n" + (
-        "threading.Thread(target=lambda: answers.append(input('now? '))).start()"
+    # The thread may run when the cell is over, and input() then is Python's again.
+    ask = "import threading\nanswers, ask = [None], input\n" + (
+        "threading.Thread(target=lambda: answers.append(ask('now? '))).start()"
     )
     client.execute(ask, allow_stdin=True)
     assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
@@ -361,6 +362,39 @@ def test_a_thread_asks_for_input_while_clients_of_stdin_leave(kernel, keys):
         client.input(prompt.upper())
     while client.get_iopub_msg(timeout=20)["content"].get("text") != "AB\n":
         pass
+
+
+COUNT = """
+class Counted:
+    def __init__(self, socket):
+        self.socket, self.reads = socket, 0
+    def __getattr__(self, name):
+        return getattr(self.socket, name)
+    def get(self, option):
+        self.reads += 1
+        return self.socket.get(option)
+
+reaper = get_ipython().kernel.parent._stdin_reaper
+reaper._socket = counted = Counted(reaper._socket)
+"""
+
+
+def test_nobody_uses_the_socket_of_stdin_while_a_thread_asks(kernel):
+    _, _, client = kernel
+
+    def reads():
+        return int(run_code(client, "print(counted.reads)")[1])
+
+    assert run_code(client, COUNT)[0] == "ok"
+    wait_for("a look at stdin", lambda: reads() > 0)
+    ask = "import threading\nask = input\nthread = threading.Thread(target=lambda: ask('now? '))"
+    client.execute(f"{ask}\nthread.start()", allow_stdin=True)
+    assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
+    before = reads()
+    time.sleep(2.5)
+    assert reads() == before
+    client.input("yes")
+    wait_for("a look at stdin", lambda: reads() > before)
 
 
 def test_ipc(tmp_path, keys):
