@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,9 @@ _NEEDED = {
     "server/api.py": ("_settrace", "_starts_debugging", "listen"),
     "_vendored/pydevd/pydevd.py": ("start_client",),
 }
+
+# debugpy as it was found when the kernel started: a notebook's folder must not shadow it later.
+_found: ModuleSpec | None = None
 
 
 @contextmanager
@@ -182,7 +186,8 @@ class PortlessDebugger(debugger.Debugger):
         """Answer a request; the first that needs debugpy imports it."""
         if self.variable_explorer is None and message["command"] != "debugInfo":
             try:
-                imported = _import_debugpy()
+                files = _import_debugpy()
+                self.variable_explorer = debugger.VariableExplorer()
             except Exception as error:
                 self.log.exception("There is no debugger")
                 return {
@@ -193,8 +198,7 @@ class PortlessDebugger(debugger.Debugger):
                     "message": f"{type(error).__name__}: {error}",
                 }
             # Since 7.0 frames of what was imported when the kernel started are not shown.
-            getattr(self, "kernel_modules", []).extend(imported)
-            self.variable_explorer = debugger.VariableExplorer()
+            getattr(self, "kernel_modules", []).extend(files)
         reply: dict[str, Any] = await super().process_request(message)
         return reply
 
@@ -213,15 +217,23 @@ class PortlessDebugger(debugger.Debugger):
 
 
 def _import_debugpy() -> list[str]:
-    """Import of debugpy what ipykernel's debugger takes from it; return the files of the new modules.
+    """Import of debugpy what ipykernel's debugger takes from it; return the files of debugpy's modules.
 
     Raises
     ------
     ImportError
         If something is missing of it, or of what `_AdapterStream.listen` takes.
     """
-    before = set(sys.modules)
-    api = importlib.import_module("debugpy.server.api")  # first, since it makes the others importable
+    hook = sys.breakpointhook
+    try:
+        if "debugpy" not in sys.modules and _found is not None and _found.loader is not None:
+            package = sys.modules["debugpy"] = importlib.util.module_from_spec(_found)
+            _found.loader.exec_module(package)
+        # First, since it makes the others importable.
+        api = importlib.import_module("debugpy.server.api")
+    finally:
+        if hook is not _ignore_breakpoint:
+            sys.breakpointhook = hook
     pydevd = importlib.import_module("pydevd")
     frames = importlib.import_module("_pydevd_bundle.pydevd_suspended_frames")
     modules = {"server/api.py": api, "_vendored/pydevd/pydevd.py": pydevd}
@@ -232,8 +244,13 @@ def _import_debugpy() -> list[str]:
         SuspendedFramesManager=frames.SuspendedFramesManager,
         _FramesTracker=frames._FramesTracker,
     )
-    new = [module for name, module in sys.modules.copy().items() if name not in before]
-    return [file for module in new if (file := getattr(module, "__file__", None))]
+    folder = f"{sys.modules['debugpy'].__path__[0]}{os.sep}"
+    files = [getattr(module, "__file__", None) for module in sys.modules.copy().values()]
+    return [file for file in files if file and file.startswith(folder)]
+
+
+def _ignore_breakpoint(*_args: Any, **_kwargs: Any) -> None:
+    """Do what debugpy's ``sys.breakpointhook`` does while nobody debugs."""
 
 
 def _unknown() -> str:
@@ -242,7 +259,8 @@ def _unknown() -> str:
 
 
 def _knows(folder: str) -> bool:
-    texts = {file: Path(folder, file).read_text() for file in _NEEDED}
+    """Whether debugpy looks as `_import_debugpy` wants it, which finds out when it imports it."""
+    texts = {file: Path(folder, file).read_text("utf-8") for file in _NEEDED}
     return all(name in texts[file] for file, names in _NEEDED.items() for name in names)
 
 
@@ -254,17 +272,20 @@ def install() -> str | None:
     str or None
         Why there is no debugger at all, where debugpy is of a version that can't be made safe.
     """
+    global _found
     debugger._is_debugpy_available = False
-    spec = importlib.util.find_spec("debugpy")
-    if spec is None or not spec.submodule_search_locations:
-        return None
     try:
+        _found = importlib.util.find_spec("debugpy")
+        if _found is None or not _found.submodule_search_locations:
+            return None
         if "pydevd" in sys.modules:
             _import_debugpy()
-        elif not _knows(spec.submodule_search_locations[0]):
+        elif _knows(_found.submodule_search_locations[0]):
+            sys.breakpointhook = _ignore_breakpoint
+        else:
             return _unknown()
-    except (ImportError, OSError, UnicodeError) as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001  whatever is wrong with debugpy, the kernel starts
+        return f"{type(error).__name__}: {error}"
     vars(debugger)["Debugger"] = PortlessDebugger
     debugger._is_debugpy_available = True
     return None

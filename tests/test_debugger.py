@@ -308,6 +308,44 @@ def test_debugpy_is_imported_when_it_is_needed():
         assert run_code(session.client, LOADED) == ("ok", "debugpy pydevd\n")
 
 
+def test_debugpy_is_that_of_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "debugpy.py").write_text("raise SystemExit('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    with Session("python3-curve") as session:
+        assert session.ask("inspectVariables")["success"]
+        everything(session)
+
+
+@pytest.mark.parametrize("kernel_name", ["python3", "python3-curve"])
+def test_a_breakpoint_in_code_that_nobody_debugs(kernel_name):
+    """It is passed over, in a kernel without stdin too; and a user's own hook stays."""
+    code = "breakpoint(); print('passed')"
+    with Session(kernel_name) as session:
+        assert run_code(session.client, code) == ("ok", "passed\n")
+        assert session.ask("inspectVariables")["success"]
+        assert run_code(session.client, code) == ("ok", "passed\n")
+    with Session(kernel_name) as session:
+        own = "import sys; sys.breakpointhook = lambda: print('own')"
+        assert run_code(session.client, own) == ("ok", "")
+        assert session.ask("inspectVariables")["success"]
+        assert run_code(session.client, code) == ("ok", "own\npassed\n")
+
+
+@pytest.mark.parametrize("kernel_name", ["python3", "python3-curve"])
+def test_a_breakpoint_in_code_that_somebody_debugs(kernel_name):
+    with Session(kernel_name) as session:
+        assert session.ask("inspectVariables")["success"]
+        session.attach()
+        code = "x = 1\nbreakpoint()\nprint('on')"
+        session.breakpoint(code)
+        session.ask("configurationDone")
+        session.execute(code)
+        thread, frames = session.stopped()
+        assert (frames[0]["name"], frames[0]["line"]) == ("<module>", 3)
+        session.ask("continue", threadId=thread)
+        assert session.finish() == "on\n"
+
+
 def imported_early(folder: Path) -> str:
     (folder / "sitecustomize.py").write_text("import pydevd; del pydevd.start_client\n")
     site = subprocess.run(
