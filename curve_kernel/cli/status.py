@@ -43,7 +43,8 @@ class KernelStatus:
 
     ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
     PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
-    ports on which its process or a child of it listens besides; nothing was sent to them.
+    ports on which its process, a child of it or its debug adapter listens besides; nothing was sent
+    to them.
     """
 
     file: str
@@ -81,12 +82,13 @@ def look(paths: Sequence[str]) -> list[KernelStatus]:
     with ThreadPoolExecutor(max(min(len(probes), _AT_ONCE), 1)) as pool:
         for channel, said in zip(probes, pool.map(_probe, probes), strict=True):
             channel["mechanism"] = said
-    listeners = _listeners()
+    connections = _connections()
+    listeners = _listeners(connections)
     for kernel in kernels:
         if kernel.channels:
             kernel.verdict = _verdict([one["mechanism"] for one in kernel.channels.values()])
             if kernel.verdict != "dead":
-                _find_process(kernel, listeners)
+                _find_process(kernel, connections, listeners)
     return kernels
 
 
@@ -150,12 +152,16 @@ def _verdict(spoken: Sequence[str]) -> str:
 _Listeners = dict[str, list[tuple[int, str]]]
 
 
-def _listeners() -> _Listeners:
-    """Return who listens, by port or path: process and address, as far as the caller may see."""
-    found: _Listeners = {}
-    connections: list[Any] = []
+def _connections() -> list[Any]:
+    """Return psutil's connections of this machine, as far as the caller may see."""
     with contextlib.suppress(psutil.Error, OSError):
-        connections = psutil.net_connections("all")
+        return list(psutil.net_connections("all"))
+    return []
+
+
+def _listeners(connections: list[Any]) -> _Listeners:
+    """Return who listens, by port or path: process and address."""
+    found: _Listeners = {}
     for one in connections:
         if one.pid is None or not one.laddr:
             continue
@@ -166,7 +172,7 @@ def _listeners() -> _Listeners:
     return found
 
 
-def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
+def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _Listeners) -> None:
     own = [_place(one["endpoint"]) for one in kernel.channels.values()]
     if kernel.channels["shell"]["endpoint"].startswith("tcp://") and not _is_local(kernel):
         return
@@ -182,10 +188,10 @@ def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
     created, process = min(processes, key=lambda one: one[0])
     kernel.pid = process.pid
     kernel.since = datetime.fromtimestamp(created, timezone.utc).astimezone()
-    family = {process.pid}
+    remotes = {one.raddr for one in connections if one.pid == process.pid and one.raddr}
+    family = {process.pid} | _debug_adapters(remotes, listeners)
     with contextlib.suppress(psutil.Error):
         family |= {child.pid for child in process.children(recursive=True)}
-        family |= _debug_adapters(process, listeners)
     kernel.further_ports = [
         {"address": address, "port": int(place), "pid": pid}
         for place, holders in sorted(listeners.items())
@@ -194,13 +200,14 @@ def _find_process(kernel: KernelStatus, listeners: _Listeners) -> None:
     ]
 
 
-def _debug_adapters(process: psutil.Process, listeners: _Listeners) -> set[int]:
+def _debug_adapters(remotes: set[Any], listeners: _Listeners) -> set[int]:
     """Find what stock's debugger has started: connected to the kernel, but no child of it any more."""
     found = set()
-    for connection in process.net_connections("tcp"):
-        for pid, _ in listeners.get(str(connection.raddr.port), ()) if connection.raddr else ():
+    for remote in remotes:
+        for pid, address in listeners.get(str(getattr(remote, "port", "")), ()):
             with contextlib.suppress(psutil.Error):
-                if any(word.endswith("debugpy/adapter") for word in psutil.Process(pid).cmdline()):
+                command = psutil.Process(pid).cmdline() if address == remote.ip else ()
+                if any(word.endswith("debugpy/adapter") for word in command):
                     found.add(pid)
     return found
 
