@@ -255,15 +255,12 @@ class Kernel(Contender):
     def churn(self, count: int) -> dict[str, Any]:
         """The kernel's memory before, after half of the clients that come and go, and after all."""
         pid = self.manager_for_churn.provisioner.pid
-        before = resident(pid)
-        self.further_clients(count // 2)
-        half = resident(pid)
-        return {
-            **self.further_clients(count - count // 2),
-            "before": before,
-            "half": half,
-            "after": resident(pid),
-        }
+        memory = {"before": resident(pid)}
+        for part in ("half", "after"):
+            sample = self.further_clients(count // 2)
+            time.sleep(2)  # stdin's clients are let go of once a second
+            memory[part] = resident(pid)
+        return sample | memory
 
     def subscribe(self, number: int) -> None:
         while len(self.subscribers) < number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -24,7 +25,7 @@ from curve_kernel.client import ConnectionRefusedByKernelError
 
 # A minute in a run for figures.
 SECONDS = float(os.environ.get("CURVE_KERNEL_FLOOD_SECONDS", "8"))
-MOST_MIB = 8 << 10
+MOST_MIB = min(8 << 30, psutil.virtual_memory().available // 2) >> 20
 OPEN_64 = "files = [open('/dev/null') for _ in range(64)]; [f.close() for f in files]; print('opened')"
 
 
@@ -70,13 +71,15 @@ def new_client(kernel: Victim) -> float:
 def watch(process: psutil.Process, attacker: subprocess.Popen[str], measured: dict[str, float]) -> None:
     """Note the most memory that the kernel takes, and end the attacker before the machine has none."""
     start, before = time.monotonic(), process.memory_info().rss
-    while attacker.poll() is None:
-        taken = (process.memory_info().rss - before) >> 20
-        measured["peak_mib"] = max(taken, measured.get("peak_mib", 0))
-        if taken > MOST_MIB:
-            attacker.kill()
-        measured["seconds"] = round(time.monotonic() - start, 1)
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while attacker.poll() is None:
+            taken = (process.memory_info().rss - before) >> 20
+            measured["peak_mib"] = max(taken, measured.get("peak_mib", 0))
+            if taken > MOST_MIB:
+                break
+            measured["seconds"] = round(time.monotonic() - start, 1)
+            time.sleep(0.05)
+    attacker.kill()
 
 
 def flood(kernel: Victim, kind: str, measured: dict[str, float]) -> None:

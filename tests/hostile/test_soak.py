@@ -141,5 +141,6 @@ def test_soak() -> None:
     for name in ("python3-curve", "manager"):
         assert grown[name]["threads"] <= 2
         assert grown[name]["descriptors"] <= 10
-    assert grown["python3-curve"]["rss"] < grown["python3"]["rss"] * 1.5 + (48 << 20)
+    # A client of stdin that is not let go of stays with 13 KiB, which only a long run tells.
+    assert grown["python3-curve"]["rss"] < (32 << 20) + clients * (4 << 10)
     assert not list(Path(os.environ["JUPYTER_RUNTIME_DIR"]).iterdir())
