@@ -241,15 +241,29 @@ def table(results: dict[str, Any]) -> str:
 
 
 def comparison(results: dict[str, Any], earlier: dict[str, Any]) -> str:
-    """Whether the middle halves of the ratios of two runs overlap."""
-    rows = []
-    for goal, numbers, _ in verdicts(results):
-        before = ratios(earlier, goal.measure, goal.contender, goal.base)
-        if before:
-            (low, _, high), (low_before, _, high_before) = quartiles(numbers), quartiles(before)
-            agree = "yes" if low <= high_before and low_before <= high else "**no**"
-            what = f"{LABELS[goal.measure]}, {CONTENDERS[goal.contender]} / {CONTENDERS[goal.base]}"
-            rows.append([what, _ratio(before), _ratio(numbers), agree])
+    """Whether the middle halves of two runs overlap: of each ratio with a goal, then of the others."""
+
+    def row(what: str, numbers: list[float], before: list[float]) -> list[str]:
+        # As they are shown: what is measured once in a run has no spread.
+        low, _, high = (round(one, 2) for one in quartiles(numbers))
+        low_before, _, high_before = (round(one, 2) for one in quartiles(before))
+        agree = "yes" if low <= high_before and low_before <= high else "**no**"
+        return [what, _ratio(before), _ratio(numbers), agree]
+
+    with_goal = {(goal.measure, goal.contender, goal.base): None for goal in GOALS}
+    others = {(name, "curve", "stock"): None for name in _rows(results)}
+    rows = [
+        row(f"{LABELS[name]}, {CONTENDERS[contender]} / {CONTENDERS[base]}", numbers, before)
+        for name, contender, base in with_goal | others
+        if (numbers := ratios(results, name, contender, base))
+        and (before := ratios(earlier, name, contender, base))
+    ]
+    costs_before = subscriber_costs(earlier)
+    rows += [
+        row(f"{LABELS[name]}, each, {CONTENDERS['curve']} / 1 subscriber", numbers, costs_before[name])
+        for name, numbers in subscriber_costs(results).items()
+        if name in costs_before
+    ]
     return _markdown(["", "earlier run", "this run", "they overlap"], rows)
 
 
