@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import socket
 import struct
 import threading
@@ -280,34 +281,41 @@ class ClientAuthenticator(Authenticator):
         super().stop()
 
 
-class _Handshake:
-    """A connection whose handshake goes on, held open until it is known how that ended."""
+class _Peer:
+    """A connection to a port, held open until libzmq has told that it ended."""
 
     def __init__(self, watched: _Watched, descriptor: int) -> None:
         self.watched = watched
         self.address = _UNKNOWN_ADDRESS
         self.cut = False
-        self._socket: socket.socket | None = None
+        self.connection = Connection(watched.channel, "")
+        self.held: socket.socket | None = None
+        self._descriptor = descriptor
+        self.since = time.monotonic()
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold it, if it is not held and there is a descriptor left for that."""
+        if self.held is not None:
+            return
         with contextlib.suppress(OSError):
-            self._socket = _duplicate(descriptor)
-            is_local = self._socket.family == socket.AF_UNIX
-            self.address = "this machine" if is_local else str(self._socket.getpeername()[0])
+            duplicate = _duplicate(self._descriptor)
+            if not _is_of(self.watched, duplicate):
+                duplicate.close()
+                return
+            self.held = duplicate
+            is_local = duplicate.family == socket.AF_UNIX
+            self.address = "this machine" if is_local else str(duplicate.getpeername()[0])
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes that were sent to and received from the peer, 0 where TCP does not tell."""
-        if self._socket is None or self._socket.family == socket.AF_UNIX:
-            return 0, 0
-        try:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-            (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
-            (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
-        except (OSError, struct.error):
-            return 0, 0
-        return sent, received
+        return _traffic(self.held) if self.held is not None else (0, 0)
 
     def why_it_failed(self) -> str:
         """Return the reason as far as it can be told; empty if the authenticator has told it."""
         sent, received = self.traffic()
+        if self.held is None and self.watched.channel == "pipe":
+            return _LEFT  # a forked child that had printed, most probably
         if not received:
             return _WRONG_KEY_OR_NO_CURVE
         if sent > _BEFORE_READY:
@@ -316,18 +324,36 @@ class _Handshake:
             return _NO_CURVE
         return _WRONG_KEY if received == _HELLO_SENT else _MALFORMED
 
+    def has_got_ready(self) -> bool:
+        """Whether its handshake is over."""
+        return self.traffic()[0] > _REFUSED
+
+    def says_too_much(self) -> bool:
+        """Whether it has sent what neither a subscriber nor a heartbeat does."""
+        sent, received = self.traffic()
+        if self.watched.channel == "hb":
+            return received - sent > _QUIET_BYTES  # each message is echoed when it is complete
+        return received > _QUIET_BYTES + _QUIET_RATE * (time.monotonic() - self.since)
+
     def hang_up(self) -> None:
         """End the connection; libzmq sees it and closes. What is on its way is not waited for."""
         self.cut = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            if self.held is not None:
+                _shut_down(self.held)
+                return
+            # No descriptor was left to hold it. This is libzmq's own.
+            borrowed = socket.socket(fileno=self._descriptor)
+            try:
+                if _is_of(self.watched, borrowed) and _traffic(borrowed)[0] <= _REFUSED:
+                    _shut_down(borrowed)
+            finally:
+                borrowed.detach()
 
     def close(self) -> None:
         """Let go of it."""
-        if self._socket is not None:
-            self._socket.close()
+        if self.held is not None:
+            self.held.close()
 
 
 class _Watched:
@@ -340,8 +366,8 @@ class _Watched:
         self.endpoint = ""
         self.name: tuple[object, object] | None = None
         # By libzmq's file descriptor, in the order of accepting: the handshake goes on, or is behind.
-        self.handshaking: dict[int, _Handshake] = {}
-        self.connected: dict[int, Connection] = {}
+        self.handshaking: dict[int, _Peer] = {}
+        self.connected: dict[int, _Peer] = {}
         # Whom the authenticator let in, and whose handshake is not known to be behind yet.
         self.let_in: list[Connection] = []
         # How many the authenticator has refused, whose connections are not known to have ended yet.
@@ -350,10 +376,14 @@ class _Watched:
 
 
 class HandshakeMonitor(threading.Thread):
-    """Knows who is connected, and bounds and logs the handshakes that come to nothing.
+    """Knows who is connected, bounds connections, and logs the handshakes that come to nothing.
 
     libzmq bounds neither how many connections are in their handshake nor what they send. Here the
     oldest is cut if there are too many, and each that has sent more than any handshake takes.
+
+    Nor does it bound connections after the handshake, or the frames of one message. So of clients
+    other than the manager, if there are too many connections, the oldest of whoever has the most is
+    cut. And where a client has little to say, on hb and as a viewer on iopub, who says more is cut.
 
     One thread reads libzmq's monitors of all sockets; messages do not pass here. libzmq does not tell
     which connection it was whose handshake succeeded. Where several from one address are in it at the
@@ -372,8 +402,10 @@ class HandshakeMonitor(threading.Thread):
         Of most of the sockets. They may have others.
     audit : AuditLog
         Is told of who was let in and of each failure.
-    limit : int
+    max_handshakes : int
         Connections that may be in their handshake at the same time, all sockets together.
+    max_connections : int
+        Connections after their handshake, all sockets together, without the manager's.
     """
 
     _EVENTS = (
@@ -385,7 +417,9 @@ class HandshakeMonitor(threading.Thread):
     )
     # A monitor blocks libzmq's I/O thread while its queue is full.
     _QUEUE = 100_000
-    _PATIENCE = 0.2
+    # Seconds for which who is let in waits for whom was let in before, and for which nobody waits
+    # after that was in vain: a client that leaves then must not hold up the others.
+    _PATIENCE, _IMPATIENCE = 0.2, 5.0
     # Seconds between two looks at the connections that are in their handshake.
     _INTERVAL = 0.01
     # After so many events this thread rests for an instant. Others would wait for the interpreter
@@ -393,13 +427,19 @@ class HandshakeMonitor(threading.Thread):
     _BATCH, _REST = 16, 0.00005
     _LOOK_AT = 32
 
-    def __init__(self, context: zmq.Context[Any], audit: AuditLog, limit: int) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], audit: AuditLog, max_handshakes: int, max_connections: int
+    ) -> None:
         super().__init__(name="HandshakeMonitor", daemon=True)
         vars(self).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._audit = audit
-        self._limit = limit
+        self._max_handshakes, self._max_connections = max_handshakes, max_connections
         # Of all sockets, the oldest first, without those that were cut already.
-        self._handshaking: dict[tuple[str, int], _Handshake] = {}
+        self._handshaking: dict[tuple[str, int], _Peer] = {}
+        # Those that have little to say, by the descriptor that is held, and what tells that one spoke.
+        self._quiet: dict[int, _Peer] = {}
+        self._ears = select.epoll() if hasattr(select, "epoll") else None
+        self._impatient_until = 0.0
         self._lock = threading.Lock()
         self._handled = threading.Condition(self._lock)
         self._watched: dict[zmq.Socket[Any], _Watched] = {}
@@ -437,8 +477,11 @@ class HandshakeMonitor(threading.Thread):
         self._audit.let_in(connection)
         with self._handled:
             watched = self._of(connection.channel)
-            if not self._handled.wait_for(lambda: not watched.let_in, self._PATIENCE):
+            patience = self._PATIENCE if time.monotonic() > self._impatient_until else 0
+            if not self._handled.wait_for(lambda: not watched.let_in, patience):
                 watched.let_in.clear()
+                if patience:
+                    self._impatient_until = time.monotonic() + self._IMPATIENCE
             watched.let_in.append(connection)
 
     def refused(self, channel: str, address: str, why: str, detail: str) -> None:
@@ -458,7 +501,7 @@ class HandshakeMonitor(threading.Thread):
                     one.channel,
                     one.mechanism,
                     one.endpoint,
-                    tuple(one.connected.values()),
+                    tuple(peer.connection for peer in one.connected.values()),
                     self._audit.counts(one.channel),
                 )
                 for one in self._watched.values()
@@ -468,17 +511,18 @@ class HandshakeMonitor(threading.Thread):
         """Read events until `stop`."""
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
+        if self._ears is not None:
+            poller.register(self._ears.fileno(), zmq.POLLIN)
         watched: dict[zmq.Socket[Any], _Watched] = {}
         last, events = 0.0, 0
         while True:
             for ready, _ in poller.poll(int(self._INTERVAL * 1000) if self._handshaking else None):
-                if ready is not self._wake_in:
+                if isinstance(ready, int):
+                    events += self._listen()
+                elif ready is not self._wake_in:
                     with self._handled:
                         events += self._drain(watched[ready])
                         self._handled.notify_all()
-                    if events >= self._BATCH:
-                        time.sleep(self._REST)
-                        events = 0
                 elif ready.recv():
                     return
                 else:
@@ -486,9 +530,13 @@ class HandshakeMonitor(threading.Thread):
                         watched = {one.monitor: one for one in self._watched.values()}
                     for monitor in watched:
                         poller.register(monitor, zmq.POLLIN)
+                if events >= self._BATCH:
+                    time.sleep(self._REST)
+                    events = 0
             if self._handshaking and time.monotonic() - last >= self._INTERVAL:
                 last = time.monotonic()
-                self._cut_talkers()
+                with self._lock:
+                    self._cut_talkers()
 
     def _drain(self, watched: _Watched) -> int:
         """Handle a batch of events, and return how many there were."""
@@ -513,9 +561,9 @@ class HandshakeMonitor(threading.Thread):
                     watched.name = _name(listener)
                     _defer_accept(listener)
             case zmq.EVENT_ACCEPTED:
-                handshake = watched.handshaking[value] = _Handshake(watched, value)
-                self._handshaking[watched.channel, value] = handshake
-                if len(self._handshaking) > self._limit:
+                peer = watched.handshaking[value] = _Peer(watched, value)
+                self._handshaking[watched.channel, value] = peer
+                if len(self._handshaking) > self._max_handshakes:
                     self._cut_oldest()
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._succeeded(watched)
@@ -526,23 +574,25 @@ class HandshakeMonitor(threading.Thread):
                 watched.failure = _REASONS.get(value, _MALFORMED)
             case zmq.EVENT_DISCONNECTED if value in watched.handshaking:
                 self._failed(self._ended(watched, value), failure)
-            case zmq.EVENT_DISCONNECTED:
-                watched.connected.pop(value, None)
+            case zmq.EVENT_DISCONNECTED if value in watched.connected:
+                self._let_go(watched.connected.pop(value))
 
-    def _ended(self, watched: _Watched, descriptor: int) -> _Handshake:
+    def _ended(self, watched: _Watched, descriptor: int) -> _Peer:
         self._handshaking.pop((watched.channel, descriptor), None)
         return watched.handshaking.pop(descriptor)
 
-    def _failed(self, handshake: _Handshake, failure: str | None) -> None:
-        watched, address = handshake.watched, handshake.address
-        reason = failure or handshake.why_it_failed()
-        handshake.close()
+    def _failed(self, peer: _Peer, failure: str | None) -> None:
+        watched, address = peer.watched, peer.address
+        over, reason = peer.has_got_ready(), failure or peer.why_it_failed()
+        peer.close()
+        if over:
+            return  # another one was taken for it when it succeeded
         if reason in ("", _WRONG_KEY_OR_NO_CURVE) and watched.refused:
             watched.refused -= 1
             reason = ""
         if not watched.handshaking:
             watched.refused = 0
-        if handshake.cut or not reason:
+        if peer.cut or not reason:
             return
         if reason == _LEFT:
             self._audit.left(watched.channel, address)
@@ -561,27 +611,76 @@ class HandshakeMonitor(threading.Thread):
         descriptor = next(iter(candidates))
         if len(candidates) > 1 and watched.endpoint.startswith("tcp:"):
             descriptor = _who_has_got_ready(candidates) or descriptor
-        handshake = self._ended(watched, descriptor)
-        handshake.close()
+        peer = self._ended(watched, descriptor)
         since = datetime.now().astimezone()
-        watched.connected[descriptor] = who._replace(address=handshake.address, since=since)
+        peer.connection = who._replace(address=peer.address, since=since)
+        watched.connected[descriptor] = peer
+        has_little_to_say = watched.channel == "hb" or (
+            watched.channel == "iopub" and who.role in ("viewer", "anybody")
+        )
+        if has_little_to_say and peer.held is not None and self._ears is not None:
+            self._quiet[peer.held.fileno()] = peer
+            self._ears.register(peer.held, select.EPOLLIN | select.EPOLLET)
+            self._cut_if_it_says_too_much(peer)
+        self._bound_connections()
+
+    def _let_go(self, peer: _Peer) -> None:
+        if self._ears is not None and peer.held is not None and peer.held.fileno() in self._quiet:
+            del self._quiet[peer.held.fileno()]
+            self._ears.unregister(peer.held)
+        peer.close()
+
+    def _listen(self) -> int:
+        """Look at who has said something and has little to say, and return how many there were."""
+        assert self._ears is not None
+        with self._lock:
+            spoke = self._ears.poll(0)
+            for descriptor, _ in spoke:
+                if descriptor in self._quiet:
+                    self._cut_if_it_says_too_much(self._quiet[descriptor])
+        return len(spoke)
+
+    def _cut_if_it_says_too_much(self, peer: _Peer) -> None:
+        if not peer.cut and peer.says_too_much():
+            self._cut(peer, "too many bytes from a client that has little to say")
+
+    def _bound_connections(self) -> None:
+        """Cut one, if there are too many: the oldest of whoever has the most, by name or by address."""
+        peers = [
+            peer
+            for one in self._watched.values()
+            if one.channel != "pipe"
+            for peer in one.connected.values()
+            if peer.connection.role not in (MANAGER, OWN_CLIENT) and not peer.cut
+        ]
+        if len(peers) > self._max_connections:
+            whose = collections.Counter(map(_whose, peers)).most_common(1)[0][0]
+            theirs = (peer for peer in peers if _whose(peer) == whose)
+            self._cut(min(theirs, key=lambda peer: peer.since), "too many connections")
 
     def _cut_talkers(self) -> None:
-        for key, handshake in list(self._handshaking.items()):
-            sent, received = handshake.traffic()
-            if received > _HANDSHAKE_BYTES and sent <= _BEFORE_READY:
-                self._cut(key, "too many bytes in the handshake")
+        for key, peer in list(self._handshaking.items()):
+            peer.hold()
+            sent, received = peer.traffic()
+            if received > _HANDSHAKE_BYTES and sent <= _REFUSED:
+                del self._handshaking[key]
+                self._cut(peer, "too many bytes in the handshake")
 
     def _cut_oldest(self) -> None:
         """Cut the oldest, and rather one that has not yet shown that it knows the server key."""
         oldest = list(itertools.islice(self._handshaking.items(), self._LOOK_AT))
-        strangers = (key for key, one in oldest if one.traffic()[1] < _HELLO_SENT)
-        self._cut(next(strangers, oldest[0][0]), "too many connections in the handshake")
+        waiting = [(key, one.traffic()[1]) for key, one in oldest if not one.has_got_ready()]
+        strangers = (key for key, received in waiting if received < _HELLO_SENT)
+        # Who has got READY is no stranger. libzmq's event says so soon.
+        key = next(strangers, waiting[0][0] if waiting else oldest[0][0])
+        peer = self._handshaking.pop(key)
+        if waiting:
+            self._cut(peer, "too many connections in the handshake")
 
-    def _cut(self, key: tuple[str, int], why: str) -> None:
-        handshake = self._handshaking.pop(key)
-        self._audit.refused(handshake.watched.channel, handshake.address, why)
-        handshake.hang_up()
+    def _cut(self, peer: _Peer, why: str) -> None:
+        who = f", {peer.connection.who}" if peer.connection.who else ""
+        self._audit.refused(peer.watched.channel, peer.address, why, who)
+        peer.hang_up()
 
     def _leave_ports(self) -> None:
         """Let go of every listener and connection in a forked child, or it would outlive the kernel."""
@@ -610,8 +709,10 @@ class HandshakeMonitor(threading.Thread):
         self.join(10)
         for one in self._watched.values():
             one.monitor.close()
-            for handshake in one.handshaking.values():
-                handshake.close()
+            for peer in (*one.handshaking.values(), *one.connected.values()):
+                peer.close()
+        if self._ears is not None:
+            self._ears.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -626,12 +727,44 @@ def _duplicate(descriptor: int) -> socket.socket:
         raise
 
 
-def _who_has_got_ready(handshakes: dict[int, _Handshake]) -> int | None:
+def _is_of(watched: _Watched, one: socket.socket) -> bool:
+    """Whether it is a connection to that port.
+
+    libzmq tells a descriptor's number, which may be another one's when that is read.
+    """
+    listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return watched.name is not None and _name(one) == watched.name and not listens
+
+
+def _traffic(one: socket.socket) -> tuple[int, int]:
+    if one.family == socket.AF_UNIX:
+        return 0, 0
+    try:
+        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
+        (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
+    except (OSError, struct.error):
+        return 0, 0
+    return sent, received
+
+
+def _shut_down(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.shutdown(socket.SHUT_RDWR)
+
+
+def _whose(peer: _Peer) -> str:
+    return peer.connection.name or f"from {peer.address}"
+
+
+def _who_has_got_ready(peers: dict[int, _Peer]) -> int | None:
     # libzmq reports success an instant before it writes READY.
     for _ in range(20):
-        for descriptor, handshake in handshakes.items():
-            if handshake.traffic()[0] > _BEFORE_READY:
+        for descriptor, peer in peers.items():
+            if peer.has_got_ready():
                 return descriptor
+        if gone := [descriptor for descriptor, peer in peers.items() if peer.held is None]:
+            return gone[0]
         time.sleep(0.001)
     return None
 
@@ -660,6 +793,11 @@ _HANDSHAKE_BYTES = 16 << 10
 _HELLO_SENT = 64 + 202
 # What a server sends before READY or ERROR: a greeting and WELCOME.
 _BEFORE_READY = 64 + 170
+# The same with ERROR, as a client gets it whom the authenticator refuses. READY is longer.
+_REFUSED = _BEFORE_READY + 12
+# What a viewer may send on iopub, and the same for each second that it stays; it subscribes to one
+# topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
+_QUIET_BYTES, _QUIET_RATE = 32 << 10, 16
 # Of struct tcp_info in linux/tcp.h, since Linux 4.19.
 _TCPI_BYTES_RECEIVED = 128
 _TCPI_BYTES_SENT = 200
