@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -29,8 +30,9 @@ class _NoListener:
 
 def main() -> None:
     """Serve connections that the kernel passes on, until it closes its end."""
-    # The folder of this file; nothing in it may stand in for a module of debugpy's.
-    del sys.path[0]
+    # Nothing in this file's folder may stand in for a module of debugpy's.
+    if sys.path[0] == str(Path(__file__).parent):
+        del sys.path[0]
     from debugpy.adapter import clients, servers
     from debugpy.common import sockets
 

@@ -10,6 +10,7 @@ the first request comes that needs it.
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import importlib.metadata
 import importlib.util
@@ -55,6 +56,8 @@ _NEEDED = {
     "_vendored/pydevd/pydevd.py": ("start_client",),
 }
 
+_ADAPTER_ENDED = "the debug adapter has ended"
+
 # debugpy as it was found when the kernel started: a notebook's folder must not shadow it later.
 _found: ModuleSpec | None = None
 
@@ -75,7 +78,9 @@ class _AdapterStream:
     def __init__(self) -> None:
         self.on_recv: Callable[[str], object] = str
         self._adapter: stdlib_socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: stdlib_socket.socket | None = None
+        self.hung_up = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -87,8 +92,10 @@ class _AdapterStream:
 
     def connect(self, _: str) -> None:
         """Open a session with the adapter, on the event loop of the thread that calls."""
+        self.disconnect("")
         self._connection = self._pass_on("Client")
         self._decoder.reset()
+        self.hung_up.clear()
         IOLoop.current().add_handler(self._connection, self._read, IOLoop.READ)
 
     def disconnect(self, _: str) -> None:
@@ -111,21 +118,24 @@ class _AdapterStream:
             self.on_recv(self._decoder.decode(data))
         else:
             self.disconnect("")
+            self.hung_up.set()
 
     def _pass_on(self, name: str) -> stdlib_socket.socket:
         """Give the adapter one end of a new pair of sockets, and return the other."""
         if self._adapter is None:
             self._adapter = self._start_adapter()
+        elif self._process is None or self._process.poll() is not None:
+            # pydevd does not connect a second time.
+            raise ConnectionError(f"{_ADAPTER_ENDED}; restart the kernel to debug again")
         ours, theirs = stdlib_socket.socketpair()
         with theirs:
             stdlib_socket.send_fds(self._adapter, [name.encode()], [theirs.fileno()])
         return ours
 
-    @staticmethod
-    def _start_adapter() -> stdlib_socket.socket:
+    def _start_adapter(self) -> stdlib_socket.socket:
         ours, theirs = stdlib_socket.socketpair()
         with theirs:
-            subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, debug_adapter.__file__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -141,6 +151,9 @@ class _AdapterStream:
         import pydevd
         from debugpy.server import api
 
+        if api.listen.called:
+            # By the user's own code, perhaps. pydevd would say nothing to a second one.
+            raise RuntimeError("debugpy.listen() or connect() has already been called on this process")
         connection = self._pass_on("Server")
 
         def connect(address: tuple[str, int], settrace_kwargs: dict[str, Any]) -> None:
@@ -158,17 +171,25 @@ class _AdapterStream:
 
         api._starts_debugging(connect)(address)
         api.listen.called = True
-        os.register_at_fork(after_in_child=_stop_tracing)
+
+        def leave() -> None:
+            # The threads that would resume a child from a breakpoint are not in it, and the adapter
+            # ends when nobody holds the other end of its connections.
+            import pydevd_tracing
+
+            if getattr(pydevd_tracing, "PYDEVD_USE_SYS_MONITORING", False):
+                from _pydevd_sys_monitoring import pydevd_sys_monitoring
+
+                pydevd_sys_monitoring.stop_monitoring(all_threads=True)
+            else:
+                pydevd_tracing.SetTrace(None)  # sys.settrace is a warning by now
+            threading.settrace(None)
+            for one in (self._adapter, self._connection, connection):
+                if one is not None:
+                    one.close()
+
+        os.register_at_fork(after_in_child=leave)
         return address
-
-
-def _stop_tracing() -> None:
-    # The threads that would resume a child from a breakpoint are not in it.
-    sys.settrace(None)
-    threading.settrace(None)
-    if "_pydevd_sys_monitoring.pydevd_sys_monitoring" in sys.modules:
-        monitoring = sys.modules["_pydevd_sys_monitoring.pydevd_sys_monitoring"]
-        monitoring.stop_monitoring(all_threads=True)
 
 
 class PortlessDebugger(debugger.Debugger):
@@ -183,24 +204,37 @@ class PortlessDebugger(debugger.Debugger):
         vars(self.debugpy_client)["debugpy_port"] = "0"
 
     async def process_request(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request; the first that needs debugpy imports it."""
-        if self.variable_explorer is None and message["command"] != "debugInfo":
-            try:
+        """Answer a request, in any case; the first that needs debugpy imports it."""
+        try:
+            if self.variable_explorer is None and message["command"] != "debugInfo":
                 files = _import_debugpy()
                 self.variable_explorer = debugger.VariableExplorer()
-            except Exception as error:
-                self.log.exception("There is no debugger")
-                return {
-                    "type": "response",
-                    "request_seq": message["seq"],
-                    "success": False,
-                    "command": message["command"],
-                    "message": f"{type(error).__name__}: {error}",
-                }
-            # Since 7.0 frames of what was imported when the kernel started are not shown.
-            getattr(self, "kernel_modules", []).extend(files)
-        reply: dict[str, Any] = await super().process_request(message)
+                # Since 7.0 frames of what was imported when the kernel started are not shown.
+                getattr(self, "kernel_modules", []).extend(files)
+            reply: dict[str, Any] = await super().process_request(message)
+        except Exception as error:
+            self.log.exception("A request to the debugger failed")
+            return {
+                "type": "response",
+                "request_seq": message.get("seq"),
+                "success": False,
+                "command": message.get("command"),
+                "message": f"{type(error).__name__}: {error}",
+            }
         return reply
+
+    async def _forward_message(self, msg: dict[str, Any]) -> Any:
+        """Ask the adapter, and wait no longer than it lives: control would be blocked for ever."""
+        reply = asyncio.ensure_future(super()._forward_message(msg))
+        hung_up = asyncio.ensure_future(self._stream.hung_up.wait())
+        try:
+            await asyncio.wait((reply, hung_up), return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                raise ConnectionError(_ADAPTER_ENDED)
+            return reply.result()
+        finally:
+            hung_up.cancel()
+            reply.cancel()
 
     def start(self) -> bool:
         """Start the debugger, and connect to its adapter."""
@@ -213,7 +247,10 @@ class PortlessDebugger(debugger.Debugger):
             return False
         folder.chmod(0o700)  # before 7.0 upstream leaves it to the umask, and code is dumped into it
         with _replaced(debugpy, "listen", self._stream.listen):
-            return bool(super().start())
+            started = bool(super().start())
+        if not started:
+            self.stop()  # upstream has connected all the same
+        return started
 
 
 def _import_debugpy() -> list[str]:
@@ -228,7 +265,11 @@ def _import_debugpy() -> list[str]:
     try:
         if "debugpy" not in sys.modules and _found is not None and _found.loader is not None:
             package = sys.modules["debugpy"] = importlib.util.module_from_spec(_found)
-            _found.loader.exec_module(package)
+            try:
+                _found.loader.exec_module(package)
+            except BaseException:
+                del sys.modules["debugpy"]  # as an import does
+                raise
         # First, since it makes the others importable.
         api = importlib.import_module("debugpy.server.api")
     finally:
@@ -245,8 +286,9 @@ def _import_debugpy() -> list[str]:
         _FramesTracker=frames._FramesTracker,
     )
     folder = f"{sys.modules['debugpy'].__path__[0]}{os.sep}"
-    files = [getattr(module, "__file__", None) for module in sys.modules.copy().values()]
-    return [file for file in files if file and file.startswith(folder)]
+    # Not getattr: a module may import more, or fail, when it is asked for a name.
+    files = [getattr(module, "__dict__", {}).get("__file__") for module in sys.modules.copy().values()]
+    return [file for file in files if isinstance(file, str) and file.startswith(folder)]
 
 
 def _ignore_breakpoint(*_args: Any, **_kwargs: Any) -> None:
