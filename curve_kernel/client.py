@@ -22,7 +22,7 @@ from typing import Any, cast
 import zmq
 from jupyter_client import KernelClient, asynchronous, blocking, threaded
 from jupyter_client.connect import KernelConnectionInfo, channel_socket_types
-from traitlets import Instance
+from traitlets import Instance, TraitError
 from zmq.utils.monitor import parse_monitor_message
 
 from . import keys, sockets
@@ -46,8 +46,7 @@ __all__ = [
 
 _TIMEOUT = 2.5
 _EVENTS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_DISCONNECTED
@@ -94,7 +93,7 @@ class Handshake:
         self.outcome: type[ConnectionRefusedByKernelError] | None = None
         self.done = False
         self._socket = socket
-        self._connected = self._hung_up = 0
+        self._hung_up = 0
         endpoint = f"inproc://curve-kernel-handshake-{id(self)}"
         socket.monitor(endpoint, _EVENTS)
         # A socket of the plain kind, also where the client's are asyncio's.
@@ -110,8 +109,6 @@ class Handshake:
 
     def _take(self, event: int) -> None:
         match event:
-            case zmq.EVENT_CONNECTED:
-                self._connected += 1
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.done = True
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -157,7 +154,7 @@ class _CurveClient(KernelClient):
         NoCurveServerError
             If there is no public key in it: these clients do not speak plaintext.
         CurveKernelError
-            If a key is malformed.
+            If a key or another field is malformed.
         """
         keys.require_curve()
         if info.get("curve_publickey") is None:
@@ -171,7 +168,13 @@ class _CurveClient(KernelClient):
             if info.get(field) is not None
         }
         plain = {name: value for name, value in info.items() if name not in found}
-        super().load_connection_info(cast(KernelConnectionInfo, plain))
+        try:
+            super().load_connection_info(cast(KernelConnectionInfo, plain))
+        except (TraitError, AttributeError, TypeError, ValueError):
+            raise CurveKernelError(
+                "the connection file has a field of the wrong kind",
+                "get the connection file that the kernel or its launcher wrote",
+            ) from None
         self.curve_publickey = found["curve_publickey"]
         self.curve_secretkey = found.get("curve_secretkey")
 

@@ -126,21 +126,22 @@ class CurveProvisioner(LocalProvisioner):
             If the kernel's control port does not speak CURVE with the key pair that it was given. The
             kernel has been ended then.
         """
-        await super().post_launch(**kwargs)
         assert self._keys is not None
-        if self.key_distribution == "env":
-            km = self._tell_manager()
-            km._close_control_socket()
-            km._connect_control_socket()
-            public_key = self._keys.public_key.decode()
-            connection_file.update(km.connection_file, {"curve_publickey": public_key})
         try:
-            problem = await self._find_problem()
+            await super().post_launch(**kwargs)
+            if self.key_distribution == "env":
+                km = self._tell_manager()
+                km._close_control_socket()
+                km._connect_control_socket()
+                public_key = self._keys.public_key.decode()
+                connection_file.update(km.connection_file, {"curve_publickey": public_key})
+            if problem := await self._find_problem():
+                raise problem
+        except CurveKernelError:
+            await self._end_kernel()
+            raise
         finally:
             self._release_ports()
-        if problem:
-            await self._end_kernel()
-            raise problem
 
     def _hold_ports(self, km: Any) -> None:
         """Bind the kernel's ports until it has done so, or an outgoing connection may get one.
@@ -167,8 +168,9 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         url = km._make_url("control")
-        context: zmq.Context[Any] = zmq.Context.shadow(km.context.underlying)
-        with context.socket(zmq.DEALER) as socket:
+        # Not the manager's: who shuts it down meanwhile would wait for a socket that it does not know.
+        context: zmq.Context[Any]
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
             socket.reconnect_ivl = int(_RETRY * 1000)
             sockets.make_client(socket, self._keys, self._keys.public_key)
