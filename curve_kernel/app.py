@@ -8,6 +8,7 @@ CURVE support (7.3 and later).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ipaddress
 import logging
 import os
@@ -17,6 +18,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,15 +65,22 @@ _MESSAGE_SIZES = {
     "shell": 64 << 20,
     "stdin": 16 << 20,
     "control": 16 << 20,
-    "iopub": 64 << 10,
+    "iopub": 1 << 10,
     "hb": 4 << 10,
     "pipe": 64 << 20,
 }
 _OPEN_FILES = 8192
-_TOPIC_SIZE = 256
+# Subscriptions of a client that wait until libzmq has taken in those before. It does that inside a call
+# that holds the interpreter lock, for as long as there are more.
+_SUBSCRIPTIONS = 4
+# The longest topic that is welcomed, and how many in a second.
+_TOPIC_SIZE, _WELCOMES = 256, 50
 # Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
 # beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
+# Each message of a forked child has a connection of its own to the pipe, so pieces may come in another
+# order. What is too long for the pipe's frame would not come at all.
+_CHILD_PIECE = 8 << 20
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -138,6 +147,7 @@ class CurveIOPubThread(IOPubThread):
         self, *args: Any, limits: Limits, monitor: HandshakeMonitor | None, **kwargs: Any
     ) -> None:
         self._limits, self._monitor = limits, monitor
+        self._second = self._welcomes = 0
         super().__init__(*args, **kwargs)
 
     def _setup_pipe_in(self) -> None:
@@ -165,10 +175,15 @@ class CurveIOPubThread(IOPubThread):
     def _handle_subscription(self, frames: list[bytes]) -> None:
         """Welcome subscribers, since ipykernel 7; a viewer may send anything in place of a topic.
 
-        What upstream raises for an empty frame would be printed into the notebook.
+        What upstream raises for an empty frame would be printed into the notebook, and a welcome goes
+        to everybody.
         """
         topics = [frame for frame in frames if 0 < len(frame) <= _TOPIC_SIZE]
-        if topics:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._welcomes = second, 0
+        self._welcomes += len(topics)
+        if topics and self._welcomes <= _WELCOMES:
             super()._handle_subscription(topics)
 
     def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
@@ -190,6 +205,8 @@ class CurveOutStream(OutStream):
     def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
         for parent, text in super()._flush_buffers():
             start, size = 0, max(_PIECE, len(text) // _PIECES)
+            if not self._is_master_process():
+                size = _CHILD_PIECE
             # A hook may take a message for itself, and upstream then sends nothing more.
             while not self._hooks and (end := text.find("\n", start + size) + 1):
                 yield parent, text[start:end]
@@ -260,11 +277,13 @@ class CurveKernelApp(IPKernelApp):
         connection file; without a connection file it makes its own. There is no plaintext mode."""
     )
     examples = Unicode(
-        """
-        python -m curve_kernel install           # the tile "Python 3 (CurveZMQ)"
-        python -m curve_kernel                   # a kernel with a key pair of its own
-        python -m curve_kernel -f kernel.json    # a kernel with the keys of a connection file
-        """
+        'python -m curve_kernel install           # the tile "Python 3 (CurveZMQ)"\n'
+        "python -m curve_kernel                   # a kernel with a key pair of its own\n"
+        "python -m curve_kernel -f kernel.json    # a kernel with the keys of a connection file\n"
+    )
+    subcommand_description = Unicode(
+        """Subcommands are launched as `python -m curve_kernel cmd [args]`. For information on using
+        subcommand 'cmd', do: `python -m curve_kernel cmd -h`."""
     )
     subcommands = Dict(
         {
@@ -317,6 +336,14 @@ class CurveKernelApp(IPKernelApp):
         the oldest is cut for a newer one. Never more than a quarter of the open files that the
         process may have, so that code can always open some.""",
     )
+    max_connections = Int(
+        512,
+        min=1,
+        config=True,
+        help="""Connections that clients other than the manager may have, on all ports together; of
+        whoever has the most the oldest is cut for a newer one. Never more than an eighth of the open
+        files that the process may have.""",
+    )
     max_message_size = Dict(
         value_trait=Int(min=4096),
         key_trait=Enum(list(_MESSAGE_SIZES)),
@@ -348,9 +375,13 @@ class CurveKernelApp(IPKernelApp):
             fail(error)
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:
-        """Parse the command line; a word that is neither an option nor a command is an error."""
+        """Parse the command line; a word that is neither an option nor a command is an error.
+
+        With a connection file there is a launcher, and some hand down words of their own (`jupyter run
+        FILE`), which upstream passes over.
+        """
         super().parse_command_line(argv)
-        if self.subapp is None and self.extra_args:
+        if self.subapp is None and self.extra_args and not self.connection_file:
             raise CurveKernelError(
                 f"no such command: {self.extra_args[0]}",
                 "see python -m curve_kernel --help",
@@ -359,6 +390,14 @@ class CurveKernelApp(IPKernelApp):
     def init_connection_file(self) -> None:
         """Read the connection file, if there is one, and find the key pair."""
         keys.require_curve()
+        # traitlets warns and goes on, and what a misspelt option was to change would stay as it is.
+        if unknown := sorted(
+            set(self.config[type(self).__name__]) - set(self.trait_names(config=True))
+        ):
+            raise CurveKernelError(
+                f"there is no option CurveKernelApp.{unknown[0]}",
+                "see python -m curve_kernel --help-all, and the configuration files",
+            )
         info = None
         try:
             if not self.connection_file:
@@ -366,14 +405,20 @@ class CurveKernelApp(IPKernelApp):
                 # runtime folder, and with it keys that somebody else knows.
                 self.connection_file = f"{self.connection_dir}/kernel-{os.getpid()}.json"
                 Path(self.connection_file).unlink(missing_ok=True)
-            self.connection_file = filefind(self.connection_file, [".", self.connection_dir])
+            name = self.connection_file
+            if os.path.lexists(name) and not Path(name).is_file():
+                connection_file.read(name)  # a folder or so is not passed over for another file
+            self.connection_file = filefind(name, [".", self.connection_dir])
         except OSError:
+            # A name without a folder belongs into the runtime folder. None is to follow os.chdir.
+            self.connection_file = str(Path(self.abs_connection_file).absolute())
             self._create_connection_folder()
         else:
             info = connection_file.read(self.connection_file)
             if "curve_secretkey" in info:
                 self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
         self._keys = keys.find(self._environment, info, self.abs_connection_file)
+        del self._environment
         ports = [(info or {}).get(f"{name}_port", 0) for name in _CHANNELS]
         if info is None or "curve_publickey" not in info or 0 in ports:
             connection_file.check(self.abs_connection_file)
@@ -393,13 +438,15 @@ class CurveKernelApp(IPKernelApp):
 
     def _create_connection_folder(self) -> None:
         path = Path(self.abs_connection_file)
-        if os.path.lexists(path) and not path.is_file():
+        if os.path.lexists(path):
             connection_file.read(path)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True, parents=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()  # its name may be too long
         except OSError as error:
             raise CurveKernelError(
-                f"folder {path.parent} for the connection file can't be made: {error.strerror}",
+                f"connection file {path} can't be made: {error.strerror}",
                 "name a connection file in a folder that you can write",
             ) from None
 
@@ -416,7 +463,10 @@ class CurveKernelApp(IPKernelApp):
     def init_sockets(self) -> None:
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         self._check_addresses()
-        self._authorized = AuthorizedClients(Path(self.authorized_clients), self.log.warning)
+        # Code may change the working directory, and another folder would say who may connect.
+        folder = Path(self.authorized_clients).expanduser().absolute()
+        self.authorized_clients = str(folder)
+        self._authorized = AuthorizedClients(folder, self.log.warning)
         if self.client_authorization == "allowlist":
             self._authorized.check()
         super().init_sockets()
@@ -425,8 +475,11 @@ class CurveKernelApp(IPKernelApp):
         size = self.max_message_size.get(channel, _MESSAGE_SIZES[channel])
         return Limits(self.handshake_timeout, size)
 
-    def _handshake_limit(self) -> int:
-        """Make room for more open files, if that is allowed, and say how many strangers may have."""
+    def _connection_limits(self) -> tuple[int, int]:
+        """Make room for more open files, if that is allowed, and say how many others may have.
+
+        Of handshakes, and of connections after it; each of either takes two.
+        """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         # libzmq accepts faster than anybody can cut. What it takes for a moment must not be missed.
         unlimited = resource.RLIM_INFINITY
@@ -434,15 +487,14 @@ class CurveKernelApp(IPKernelApp):
         if soft != unlimited and soft < room:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
             soft = room
-        return int(
-            self.max_handshakes if soft == unlimited else max(min(self.max_handshakes, soft // 4), 1)
-        )
+        files = max(soft, 8) if soft != unlimited else sys.maxsize
+        return min(self.max_handshakes, files // 4), min(self.max_connections, files // 8)
 
     def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
         """Start answering ZAP requests and watching handshakes, before the first port opens."""
         audit = AuditLog(self.log)
         self._own_client_keys = KeyPair.generate()
-        self._monitor = HandshakeMonitor(context, audit, self._handshake_limit())
+        self._monitor = HandshakeMonitor(context, audit, *self._connection_limits())
         self._monitor.start()
         self._authenticator = ClientAuthenticator(
             context,
@@ -508,6 +560,8 @@ class CurveKernelApp(IPKernelApp):
         channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
         monitor = self._monitor or self._start_authorization(s.context)
         sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
+        if channel == "iopub":
+            s.rcvhwm = _SUBSCRIPTIONS
         monitor.watch(s, channel)
         try:
             return int(super()._bind_socket(s, port))

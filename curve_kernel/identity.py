@@ -196,10 +196,10 @@ class AuthorizedClients:
         """
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
-            if os.path.lexists(folder) and (problem := _problem(folder)):
+            if _exists(folder) and (problem := _problem(folder)):
                 raise problem
         for folder in folders[1:]:
-            for certificate in _certificates(folder) if folder.exists() else ():
+            for certificate in _certificates(folder) if _exists(folder) else ():
                 if problem := _problem(certificate):
                     raise problem
 
@@ -227,11 +227,11 @@ class AuthorizedClients:
 
     def __iter__(self) -> Iterator[Client]:
         """Yield every client, owners first, each role by name."""
-        if self.folder.exists() and self._skip(_problem(self.folder)):
+        if _exists(self.folder) and self._skip(_problem(self.folder)):
             return
         for role, name in ROLES.items():
             folder = self.folder / name
-            if folder.exists() and not self._skip(_problem(folder)):
+            if _exists(folder) and not self._skip(_problem(folder)):
                 yield from self._read(role, folder)
 
     def _read(self, role: str, folder: Path) -> Iterator[Client]:
@@ -286,6 +286,17 @@ class AuthorizedClients:
             self._warned.add(problem.message)
             self._warn(f"no client is authorized by what can't be trusted: {problem}")
         return True
+
+
+def _exists(folder: Path) -> bool:
+    """Whether there is anything, or it can't be told, of which `_problem` then says why."""
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _certificates(folder: Path) -> list[os.DirEntry[str]]:

@@ -273,7 +273,8 @@ def find(
         case _, None:
             raise CurveKernelError(
                 f"connection file {file_name} holds only the public key",
-                f"set ${SECRETKEY_VARIABLE} to the secret key that belongs to it",
+                f"set ${SECRETKEY_VARIABLE} to the secret key that belongs to it, or remove the file"
+                " if a kernel that has ended left it",
             )
         case None, _:
             raise CurveKernelError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -59,8 +62,14 @@ class Command(Application):
         """Run the command, and leave with its exit status."""
         try:
             status = self.run(self._options)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except CurveKernelError as error:
             fail(error)
+        except BrokenPipeError:
+            # Whoever read has left, as `head` does. What is buffered still must go somewhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 128 + signal.SIGPIPE
         except KeyboardInterrupt:
             status = 130
         raise SystemExit(status or 0)

@@ -56,7 +56,7 @@ def make_identity(*, force: bool = False) -> KeyPair:
     if not force and os.path.lexists(owner):
         raise CurveKernelError(
             f"an owner has your name already: {owner}",
-            f"look who it is, and revoke {_own_name()} or replace it with --force",
+            f"look who it is, and revoke {_own_name()}, or: python -m curve_kernel keygen --force",
         )
     pair = KeyPair.generate()
     try:
@@ -178,7 +178,8 @@ class AuthorizeApp(Command):
             return read_certificate(Path(certificate))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "standard input"
-            path.write_bytes(sys.stdin.buffer.read(1 << 16))
+            # Closed, it is None.
+            path.write_bytes(sys.stdin.buffer.read(1 << 16) if sys.stdin else b"")
             try:
                 return read_certificate(path)
             except CurveKernelError as error:

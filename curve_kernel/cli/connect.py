@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import queue
 import re
@@ -20,7 +21,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from .. import connection_file
-from ..client import BlockingKernelClient, KeyNotAuthorizedError
+from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..identity import curve_folder, load_identity
 from . import Command
@@ -68,10 +69,12 @@ class _ExistingCommand(Command):
             )
         return path
 
-    def connected(self, connect: Callable[[], Any]) -> Any:
-        """Return what *connect* does, with a better hint if this user's key is not authorized."""
+    def connected(self, path: str, connect: Callable[[], Any]) -> Any:
+        """Return what *connect* does; an error then names the file or this user's certificate."""
         try:
             return connect()
+        except NobodyThereError as error:
+            raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
         except KeyNotAuthorizedError as error:
             certificate = shlex.quote(str(curve_folder() / "identity.key"))
             raise KeyNotAuthorizedError(
@@ -100,6 +103,11 @@ class ConsoleApp(_ExistingCommand):
         path = self.find(options)
 
         class CurveConsoleApp(ZMQTerminalIPythonApp):
+            def handle_sigint(self, *args: Any) -> None:
+                if not hasattr(self, "shell"):
+                    raise KeyboardInterrupt  # the kernel has not answered yet
+                super().handle_sigint(*args)
+
             # JupyterConsoleApp's own method drops the keys.
             def init_kernel_client(self) -> None:
                 self.kernel_client = BlockingKernelClient(
@@ -110,7 +118,13 @@ class ConsoleApp(_ExistingCommand):
 
         self.clear_instance()  # one application is the process's singleton, and IPython asks for it
         app = CurveConsoleApp.instance()
-        self.connected(lambda: app.initialize([f"--existing={path}", *self.rest]))
+        try:
+            self.connected(path, lambda: app.initialize([f"--existing={path}", *self.rest]))
+        except RuntimeError as error:
+            raise CurveKernelError(
+                f"the kernel of {path} lets in this client and does not answer: {error}",
+                "it may be busy; or the HMAC key in the file is not its own",
+            ) from None
         app.start()
 
 
@@ -129,7 +143,9 @@ class WatchApp(_ExistingCommand):
         path = self.find(options)
         client = BlockingKernelClient()
         client.load_connection_info(connection_file.read(path))
-        self.connected(lambda: client.start_channels(shell=False, stdin=False, control=False))
+        self.connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a character that this terminal does not have
         printer = _Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
         try:
@@ -146,6 +162,14 @@ class WatchApp(_ExistingCommand):
             try:
                 printer.show(client.get_iopub_msg(timeout=1))
                 last_beat = time.monotonic()
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                # What a kernel sends is not to end who watches it.
+                if "Invalid Signature" in str(error):
+                    raise CurveKernelError(
+                        f"the kernel signs its messages with another key than {path} has",
+                        "get the kernel's new connection file",
+                    ) from None
+                printer.note("a malformed message was left out")
             except queue.Empty:
                 if client.hb_channel.is_beating():
                     last_beat = time.monotonic()

@@ -68,7 +68,7 @@ def _versions() -> Iterator[Finding]:
         ("ipykernel", ipykernel.__version__, (6, 29)),
         ("jupyter_client", jupyter_client.__version__, (8, 9)),
         ("tornado", tornado.version, (6, 2)),
-        ("pyzmq", zmq.__version__, (25,)),
+        ("pyzmq", zmq.__version__, (26,)),
     ):
         least = ".".join(map(str, needed))
         if _parsed(version) >= needed:
@@ -227,10 +227,6 @@ def _interpreter_problem(name: str, executable: str) -> Finding | None:
 
 def _key_files() -> Iterator[Finding]:
     folder = curve_folder()
-    if not folder.exists():
-        message = f"nobody is listed in {folder}: only their own managers can connect to your kernels"
-        yield Finding("key files", "ok", message)
-        return
     try:
         AuthorizedClients(folder, str).check()
     except (CurveKernelError, OSError) as error:
@@ -238,7 +234,12 @@ def _key_files() -> Iterator[Finding]:
     else:
         skipped: list[str] = []
         listed = list(AuthorizedClients(folder, skipped.append))
-        yield Finding("key files", "ok", f"{len(listed)} clients are listed in {folder}")
+        message = f"{len(listed)} client{'s are' if len(listed) > 1 else ' is'} listed in {folder}"
+        if not listed:
+            message = (
+                f"nobody is listed in {folder}: only their own managers can connect to your kernels"
+            )
+        yield Finding("key files", "ok", message)
         for line in skipped:
             yield Finding("key files", "warning", line, f"{_PYTHON} -m curve_kernel clients")
     try:

@@ -162,6 +162,12 @@ class InstallApp(Command):
                 "without the provisioner, message signing is up to the front end",
                 "leave out one of --no-message-signing and --no-provisioner",
             )
+        for variable, _ in options.env or ():
+            if not variable or "=" in variable:
+                raise CurveKernelError(
+                    f"{variable!r} can't be the name of an environment variable",
+                    "give name and value as two words: --env NAME VALUE",
+                )
         spec = kernel_spec(options)
         name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
         prefix = options.prefix
@@ -191,6 +197,11 @@ class InstallApp(Command):
             print(  # noqa: T201
                 "Jupyter does not look there by itself: start it with"
                 f" JUPYTER_PATH={shlex.quote(str(destination.parent.parent))}"
+            )
+        elif (first := manager.find_kernel_specs().get(name.lower())) != str(destination):
+            print(  # noqa: T201
+                f"In this environment Jupyter takes another one of that name first: {first}\n"
+                "Use --sys-prefix to replace that, or another --name."
             )
         elif not destination.is_relative_to(sys.prefix) and not options.no_provisioner:
             print(  # noqa: T201

@@ -104,7 +104,7 @@ def _read(path: str) -> KernelStatus:
     except CurveKernelError as error:
         kernel.problem = error.message
         return kernel
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
         kernel.problem = f"connection file {path} {reason}"
         return kernel
@@ -154,7 +154,8 @@ _Listeners = dict[str, list[tuple[int, str]]]
 
 def _connections() -> list[Any]:
     """Return psutil's connections of this machine, as far as the caller may see."""
-    with contextlib.suppress(psutil.Error, OSError):
+    # RuntimeError: somebody's socket has a path that psutil can't parse.
+    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
         return list(psutil.net_connections("all"))
     return []
 
@@ -267,7 +268,7 @@ class StatusApp(Command):
     @staticmethod
     def _paths(files: Sequence[str]) -> list[str]:
         if not files:
-            return sorted(_in_runtime_folder(), key=lambda path: (Path(path).stat().st_mtime, path))
+            return [path for _, path in sorted(_in_runtime_folder())]
         paths = []
         for name in files:
             try:
@@ -298,13 +299,12 @@ class StatusApp(Command):
         return 0
 
 
-def _in_runtime_folder() -> Iterable[str]:
+def _in_runtime_folder() -> Iterable[tuple[float, str]]:
     for path in Path(jupyter_runtime_dir()).glob("*.json"):
         with contextlib.suppress(OSError, CurveKernelError):
             # A kernel may be started with a file of any name, and servers have theirs here too.
             if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
-                path.stat()
-                yield str(path)
+                yield path.stat().st_mtime, str(path)
 
 
 def _console() -> Console:
