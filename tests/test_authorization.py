@@ -645,3 +645,23 @@ def test_curve_magic_with_anybody_and_as_html(tmp_path):
             "print(app._keys, app.curve_secretkey, app.bound_ports())"
         )
         assert keys.secret_key.decode() not in run_code(client, code)[1]
+
+
+def test_a_relative_folder_does_not_follow_the_working_directory(tmp_path):
+    owner, stranger = KeyPair.generate(), KeyPair.generate()
+    for place, pair in (("here", owner), ("clone", stranger)):
+        folder = tmp_path / place / "list" / "owners"
+        folder.mkdir(parents=True, mode=0o700)
+        write_certificate(folder / "olga.key", pair.public_key)
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    file.write_text(json.dumps(connection_info(**both_keys(keys))))
+    arguments = (ALLOWLIST, "--CurveKernelApp.authorized_clients=list")
+    with (
+        headless(*arguments, file=file, cwd=tmp_path / "here") as (_, info),
+        client_of(info, keys) as client,
+    ):
+        assert handshake(info, "shell", owner) == "in"
+        run_code(client, f"import os; os.chdir({str(tmp_path / 'clone')!r})")
+        assert handshake(info, "shell", owner) == "in"
+        assert handshake(info, "shell", stranger) == "refused"

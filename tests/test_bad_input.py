@@ -281,3 +281,31 @@ def test_jupyter_client_too_old_for_the_provisioner(tmp_path):
 
 def test_a_word_that_is_no_command(tmp_path):
     check(*refused("instal"), "no such command: instal", hint="--help")
+
+
+def test_a_misspelt_option(tmp_path):
+    arguments = ("--CurveKernelApp.client_authorisation=allowlist", "--log-level=ERROR")
+    status, lines, _ = refused(*arguments)
+    ours = [line for line in lines if not line.startswith("[CurveKernelApp] WARNING")]  # traitlets' own
+    check(status, ours, "", "CurveKernelApp.client_authorisation", hint="--help-all")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    check(*refused("-f", "x" * 300 + ".json"), "too long", hint="name a connection file")
+
+
+def test_a_folder_in_the_current_folder(tmp_path):
+    (tmp_path / "kernel.json").mkdir()
+    check(*refused("-f", "kernel.json", cwd=tmp_path), "it is a folder", hint="connection file")
+
+
+def test_a_list_of_clients_that_cannot_be_looked_at(tmp_path):
+    """As in a container that runs as another user than the one whose home it has."""
+    folder = tmp_path / "closed" / "curve"
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0)
+    file = write(tmp_path, connection_info(**both_keys(PAIR)))
+    option = f"--CurveKernelApp.authorized_clients={folder}"
+    allowlist = "--CurveKernelApp.client_authorization=allowlist"
+    refusal = refused_without_override("-f", str(file), option, allowlist, env={})
+    check(*refusal, f"{folder} can't be read", hint="mend")

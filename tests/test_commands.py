@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -285,3 +287,59 @@ def test_connecting_to_what_is_no_kernel(tmp_path, command):
     fails(command, "--existing", str(path), says="not JSON", hint="connection file")
     path.write_text(json.dumps({"ip": "127.0.0.1"}))
     fails(command, "--existing", str(path), says="plaintext", hint="python3-curve")
+
+
+def watching(file: str, head: int = 0) -> subprocess.Popen[str]:
+    command = [*MODULE, "watch", "--existing", file]
+    if head:
+        command = ["bash", "-c", f'"$@" | head -{head}; exit ${{PIPESTATUS[0]}}', "watch", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_watch_of_what_it_cannot_read(tmp_path):
+    assert run("keygen")[0] == 0
+    with started("python3-curve") as (km, client):
+        info = json.loads(Path(km.connection_file).read_text())
+        wrong = tmp_path / "wrong.json"
+        wrong.write_text(json.dumps({**info, "key": "another"}))
+        watchers = [watching(str(wrong)), watching(km.connection_file), watching(km.connection_file, 1)]
+        send = "k = get_ipython().kernel; k.session.send(k.iopub_socket, 'stream', {'name': 'stdout'})"
+        deadline = time.monotonic() + 30
+        while watchers[0].poll() is None or watchers[2].poll() is None:
+            assert time.monotonic() < deadline
+            run_code(client, send)
+            time.sleep(0.3)
+        check_two_lines(watchers[0].communicate(timeout=5)[1], "another key", "new connection file")
+        out, err = watchers[2].communicate(timeout=5)
+        assert (watchers[2].returncode, err) == (141, "")
+        assert out.startswith("[watching")
+        assert watchers[1].poll() is None
+        watchers[1].send_signal(signal.SIGINT)
+        out, err = watchers[1].communicate(timeout=5)
+        assert "malformed" in out
+        assert err == ""
+
+
+def test_a_reader_that_leaves_and_no_standard_input():
+    assert run("keygen")[0] == 0
+    for command in ("status --json", "clients", "doctor"):
+        line = f"{shlex.join(MODULE)} {command} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stderr == ""
+    line = f"{shlex.join(MODULE)} authorize - --name x <&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    check_two_lines(done.stderr, "standard input", "certificate")
+
+
+@needs_tmux
+def test_console_on_a_kernel_that_does_not_answer():
+    assert run("keygen")[0] == 0
+    with started("python3-curve") as (km, client):
+        client.execute("import time; time.sleep(30)")
+        with Terminal("console", "--existing", km.connection_file) as terminal:
+            time.sleep(3)
+            terminal.type("C-c")
+            screen = terminal.wait("status 130")
+            assert "Traceback" not in screen

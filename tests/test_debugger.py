@@ -384,3 +384,83 @@ def test_a_debugger_that_cannot_be_imported_says_so(tmp_path, monkeypatch):
             assert (reply["success"], reply["message"]) == (False, "ImportError: broken")
         assert session.ask("debugInfo")["body"]["isStarted"] is False
         assert run_code(session.client, "print('works')") == ("ok", "works\n")
+
+
+INITIALIZE = {"clientID": "test", "adapterID": "", "pathFormat": "path", "linesStartAt1": True}
+
+
+def test_a_request_that_fails_is_answered(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Session("python3-curve") as session:
+        (tmp_path / f"ipykernel_{session.pid}").write_text("in the folder's place")
+        assert session.ask("initialize", **INITIALIZE)["success"] is False
+        assert session.ask("debugInfo")["success"]
+        assert run_code(session.client, "print('goes on')") == ("ok", "goes on\n")
+
+
+def test_the_adapter_is_killed():
+    with Session("python3-curve") as session:
+        session.attach()
+        [adapter] = psutil.Process(session.pid).children(recursive=True)
+        adapter.kill()
+        for command in ("evaluate", "initialize", "attach"):
+            assert session.ask(command, **INITIALIZE)["success"] is False
+        assert session.ask("debugInfo")["success"]
+        assert run_code(session.client, "print('goes on')") == ("ok", "goes on\n")
+
+
+def test_user_code_has_called_debugpy_itself():
+    """Stock does not debug then either, and says so."""
+    listen = "import debugpy; debugpy.listen(('127.0.0.1', 0)); print('listens')"
+    for name in ("python3", "python3-curve"):
+        with Session(name) as session:
+            assert run_code(session.client, listen) == ("ok", "listens\n")
+            assert session.ask("initialize", **INITIALIZE)["success"] is False
+            assert session.ask("debugInfo")["body"]["isStarted"] is False
+            assert run_code(session.client, "print('goes on')") == ("ok", "goes on\n")
+
+
+LAZY = """
+import sys, types
+class Lazy(types.ModuleType):
+    def __getattr__(self, name):
+        raise ImportError(name)
+sys.modules['lazy'] = Lazy('lazy')
+sys.modules['strange'] = types.SimpleNamespace(__file__=5)
+"""
+
+
+def test_modules_that_do_not_say_where_they_are():
+    with Session("python3-curve") as session:
+        assert run_code(session.client, LAZY) == ("ok", "")
+        assert session.ask("inspectVariables")["success"]
+
+
+def test_an_import_that_fails_leaves_nothing_half_made():
+    with Session("python3-curve") as session:
+        run_code(session.client, "import sys; sys.modules['debugpy.public_api'] = None")
+        assert session.ask("inspectVariables")["success"] is False
+        run_code(session.client, "del sys.modules['debugpy.public_api']")
+        code = "import debugpy; print(callable(debugpy.listen))"
+        assert run_code(session.client, code) == ("ok", "True\n")
+        session.attach()
+
+
+def test_a_forked_child_prints_no_warnings_and_lets_go_of_the_adapter():
+    with Session("python3-curve") as session:
+        session.attach()
+        session.ask("configurationDone")
+        session.execute(
+            "import os, time\npid = os.fork()\n"
+            "if pid == 0:\n    time.sleep(15)\n    os._exit(0)\nprint(pid)"
+        )
+        text = session.finish()
+        assert text.strip().isdigit(), text
+        [adapter] = [
+            child
+            for child in psutil.Process(session.pid).children()
+            if any(word.endswith("debug_adapter.py") for word in child.cmdline())
+        ]
+        os.kill(session.pid, signal.SIGKILL)
+        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running(), 10)
+        os.kill(int(text), signal.SIGKILL)

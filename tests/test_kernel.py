@@ -435,6 +435,38 @@ def test_the_secret_leaves_the_application_once_the_ports_are_bound(kernel, keys
     assert keys.secret_key.decode() not in text
 
 
+HOLDERS = """
+import gc, zmq
+app, found = get_ipython().kernel.parent, []
+seen, todo = set(), gc.get_objects()
+while todo:
+    one = todo.pop()
+    if id(one) in seen:
+        continue
+    seen.add(id(one))
+    if isinstance(one, (str, bytes)) and len(one) == 40:
+        try:
+            key = one if isinstance(one, bytes) else one.encode()
+            found += [one] * (zmq.curve_public(key) == app.server_key)
+        except Exception:
+            pass
+    elif not isinstance(one, (str, bytes)):
+        todo += gc.get_referents(one)
+print(len(found))
+"""
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_no_python_object_holds_the_secret_key(tmp_path, keys, where):
+    file = tmp_path / "kernel.json"
+    given = both_keys(keys)
+    env = {VARIABLE: given.pop("curve_secretkey")} if where == "variable" else {}
+    file.write_text(json.dumps(connection_info(**given)))
+    with headless(file=file, env=env) as (_, info), client_of(info, keys) as client:
+        assert run_code(client, HOLDERS) == ("ok", "0\n")
+        assert run_code(client, f"held = {keys.secret_key!r}\n{HOLDERS}") != ("ok", "0\n")
+
+
 def test_debugger_requests_are_answered(kernel):
     _, _, client = kernel
     message = client.session.msg(

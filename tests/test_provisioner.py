@@ -26,6 +26,7 @@ from support import CHANNELS, listening_ports, run_code, started, wait_for
 
 import curve_kernel
 from curve_kernel.errors import CurveKernelError
+from curve_kernel.provisioner import CurveProvisioner
 from curve_kernel.wire import read_mechanism
 
 
@@ -330,3 +331,60 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
     km.start_kernel()  # its manager sees that it has ended, as with stock
     assert not km.is_alive()
     km.shutdown_kernel(now=True)
+
+
+ABORTED = """
+import asyncio, faulthandler, os, sys, time
+from jupyter_client import AsyncKernelManager
+faulthandler.dump_traceback_later(60, exit=True)
+
+async def main():
+    for number in range(4):
+        manager = AsyncKernelManager(kernel_name="python3-curve")
+        start = asyncio.create_task(manager.start_kernel())
+        await asyncio.sleep(0.2 + number / 200)
+        process = manager.provisioner.process
+        process.kill()
+        while process.poll() is None:
+            time.sleep(0.001)
+        for task in (manager.shutdown_kernel(now=True), start):
+            try:
+                await asyncio.wait_for(task, 10)
+            except Exception:
+                pass
+    print("ended")
+
+asyncio.run(main())
+os._exit(0)
+"""
+
+
+def test_a_shutdown_while_the_start_is_pending_does_not_hang():
+    done = subprocess.run(
+        [sys.executable, "-c", ABORTED], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.stdout == "ended\n", done.stderr[-2000:]
+
+
+def test_a_start_that_fails_late_leaves_no_kernel(monkeypatch):
+    post_launch = CurveProvisioner.post_launch
+
+    async def without_the_file(self, **kwargs):
+        Path(self.parent.connection_file).unlink()
+        await post_launch(self, **kwargs)
+
+    monkeypatch.setattr(CurveProvisioner, "post_launch", without_the_file)
+    km = KernelManager(kernel_name="python3-curve")
+    with pytest.raises(CurveKernelError, match="can't be read"):
+        km.start_kernel()
+    mine = psutil.Process().children(recursive=True)
+    assert not [one for one in mine if "curve_kernel" in one.cmdline()]
+
+
+def test_words_that_a_launcher_hands_down(tmp_path):
+    """`jupyter run FILE` gives the kernel its own words too, and stock passes over them."""
+    script = tmp_path / "script.py"
+    script.write_text("print('ran')")
+    command = [sys.executable, "-m", "jupyter", "run", "--kernel=python3-curve", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ran\n", done.stderr

@@ -291,3 +291,20 @@ def test_as_another_user(tmp_path):
         assert kernel["pid"] is None
         assert psutil.pid_exists(process.pid)
         assert stat.S_IMODE(copy.stat().st_mode) == int(kernel["file_mode"], 8)
+
+
+def test_what_neighbours_may_do_to_it(tmp_path, monkeypatch):
+    """A socket whose path has a line end, which psutil can't parse; a number that is none."""
+    monkeypatch.chdir(tmp_path)
+    runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    fields = '"ip": "127.0.0.1", "transport": "tcp", "shell_port": 1e999'
+    (runtime / "kernel-huge.json").write_text("{" + fields + "}")
+    with socket.socket(socket.AF_UNIX) as neighbour, headless():
+        neighbour.bind("a\nb c")
+        neighbour.listen()
+        done = subprocess.run(
+            [*MODULE, "status"], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.stderr == ""
+    assert "encrypted" in done.stdout
+    assert "kernel-huge.json" in done.stdout
