@@ -216,6 +216,17 @@ class _CurveClient(KernelClient):
         _wait(handshakes, _TIMEOUT)
         self._check(handshakes)
 
+    def stop_channels(self) -> None:
+        """Stop the channels.
+
+        Upstream's heartbeat thread that is told to stop before it runs does not, and makes socket after
+        socket until there are no more. So it is waited for.
+        """
+        hb, deadline = self._hb_channel, time.monotonic() + _TIMEOUT
+        while hb is not None and hb.is_alive() and not hb._running and time.monotonic() < deadline:
+            time.sleep(0.001)
+        super().stop_channels()
+
     def _start_and_watch(self, *args: Any, **kwargs: Any) -> list[Handshake]:
         handshakes = self._handshakes = []
         try:

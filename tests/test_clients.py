@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -232,3 +234,34 @@ def test_an_identity_open_to_others_is_refused(kernel, folder):
     error = failure(clients.BlockingKernelClient, kernel)
     assert "0644" in error.message
     assert own.secret_key.decode() not in str(error)
+
+
+SLOW = """
+import sys, time
+from jupyter_client.channels import HBChannel
+
+class SlowHeartbeat(HBChannel):
+    def run(self):
+        time.sleep(0.5)
+        super().run()
+
+from curve_kernel.client import BlockingKernelClient, KeyNotAuthorizedError
+from curve_kernel.keys import KeyPair
+client = BlockingKernelClient(client_keys=KeyPair.generate())
+client.hb_channel_class = SlowHeartbeat
+client.load_connection_file(sys.argv[1])
+try:
+    client.start_channels()
+except KeyNotAuthorizedError:
+    print("refused", client.channels_running)
+"""
+
+
+def test_a_client_that_is_refused_at_once_ends_with_its_heartbeat(kernel, folder, tmp_path):
+    """On a busy machine the heartbeat's thread has not begun by then."""
+    file = tmp_path / "copy.json"
+    file.write_text(json.dumps(kernel))
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW, str(file)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.stdout, done.stderr) == ("refused False\n", "")

@@ -198,14 +198,15 @@ class InstallApp(Command):
                 "Jupyter does not look there by itself: start it with"
                 f" JUPYTER_PATH={shlex.quote(str(destination.parent.parent))}"
             )
-        elif (first := manager.find_kernel_specs().get(name.lower())) != str(destination):
-            print(  # noqa: T201
-                f"In this environment Jupyter takes another one of that name first: {first}\n"
-                "Use --sys-prefix to replace that, or another --name."
-            )
         elif not destination.is_relative_to(sys.prefix) and not options.no_provisioner:
             print(  # noqa: T201
                 "A Jupyter server that runs in another environment than"
                 f" {sys.prefix} needs curve_kernel too:\n"
                 "install it there with pip, or the server hides this kernel."
+            )
+        first = manager.find_kernel_specs().get(name.lower())
+        if str(destination.parent) in manager.kernel_dirs and first != str(destination):
+            print(  # noqa: T201
+                f"In this environment Jupyter takes another one of that name first: {first}\n"
+                "Use --sys-prefix to replace that, or another --name."
             )
