@@ -743,7 +743,7 @@ def _traffic(one: socket.socket) -> tuple[int, int]:
         info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         (received,) = struct.unpack_from("Q", info, _TCPI_BYTES_RECEIVED)
         (sent,) = struct.unpack_from("Q", info, _TCPI_BYTES_SENT)
-    except (OSError, struct.error):
+    except (OSError, struct.error, AttributeError):  # only Linux has it
         return 0, 0
     return sent, received
 
@@ -797,7 +797,7 @@ _BEFORE_READY = 64 + 170
 _REFUSED = _BEFORE_READY + 12
 # What a viewer may send on iopub, and the same for each second that it stays; it subscribes to one
 # topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
-_QUIET_BYTES, _QUIET_RATE = 32 << 10, 16
+_QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
 # Of struct tcp_info in linux/tcp.h, since Linux 4.19.
 _TCPI_BYTES_RECEIVED = 128
 _TCPI_BYTES_SENT = 200
