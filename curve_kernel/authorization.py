@@ -587,7 +587,8 @@ class HandshakeMonitor(threading.Thread):
         peer.close()
         if over:
             return  # another one was taken for it when it succeeded
-        if reason in ("", _WRONG_KEY_OR_NO_CURVE) and watched.refused:
+        if failure is None and watched.refused:
+            # The bytes may be those of the next connection, which has got the descriptor's number.
             watched.refused -= 1
             reason = ""
         if not watched.handshaking:
