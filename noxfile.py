@@ -9,8 +9,7 @@ nox.options.default_venv_backend = "venv"
 IPYKERNEL = ("6.29.5", "6.31.0", "7.0.1", "7.2.0", "7.3.0", "7.4.0")
 JUPYTER_CLIENT = ("8.9.0", "8.9.1", "8.10.0")
 PYZMQ = ("26.0.0", "27.3.0")
-FILES = ("keys", "kernel", "authorization", "provisioner", "debugger")
-TESTS = [f"tests/test_{name}.py" for name in FILES]
+TESTS = ["tests/kernel", "tests/access", "tests/launch"]
 
 
 def kernel_tests(session: nox.Session, pin: str) -> None:

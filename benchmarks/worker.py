@@ -109,8 +109,8 @@ class Kernel(Contender):
         }
 
     def _install(self, name: str) -> None:
-        from curve_kernel.identity import curve_folder, write_certificate
         from curve_kernel.keys import KeyPair
+        from curve_kernel.keys.certificates import curve_folder, write_certificate
 
         options = {
             "curve-unsigned": ["--no-message-signing"],

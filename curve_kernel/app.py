@@ -18,8 +18,6 @@ import socket
 import stat
 import sys
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -29,8 +27,6 @@ from typing import Any, cast
 import ipykernel
 import zmq
 from ipykernel import kernelapp
-from ipykernel.heartbeat import Heartbeat
-from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.kernelbase import Kernel
@@ -48,13 +44,16 @@ from traitlets import (
     default,
 )
 from traitlets.utils import filefind
-from zmq.eventloop.zmqstream import ZMQStream
 
 from . import __version__, connection_file, keys, sockets
-from .authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
+from .access.allowlist import AuthorizedClients
+from .access.authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
 from .errors import CurveKernelError, fail
-from .identity import AuthorizedClients, curve_folder
-from .keys import EnvironmentSecret, KeyPair
+from .heartbeat import CurveHeartbeat
+from .iostream import CurveIOPubThread
+from .keys import KeyPair
+from .keys.certificates import curve_folder
+from .keys.source import EnvironmentSecret, find
 from .sockets import Limits
 
 __all__ = ["CurveKernelApp"]
@@ -73,145 +72,7 @@ _OPEN_FILES = 8192
 # Subscriptions of a client that wait until libzmq has taken in those before. It does that inside a call
 # that holds the interpreter lock, for as long as there are more.
 _SUBSCRIPTIONS = 4
-# The longest topic that is welcomed, and how many in a second.
-_TOPIC_SIZE, _WELCOMES = 256, 50
-# Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
-# beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
-_PIECE, _PIECES = 1 << 18, 8
-# Each message of a forked child has a connection of its own to the pipe, so pieces may come in another
-# order. What is too long for the pipe's frame would not come at all.
-_CHILD_PIECE = 8 << 20
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
-
-
-class CurveHeartbeat(Heartbeat):
-    """A heartbeat whose socket is a CURVE server, natively so only since ipykernel 7.3."""
-
-    def __init__(
-        self,
-        *args: Any,
-        keys: KeyPair,
-        limits: Limits,
-        monitor: HandshakeMonitor | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._limits = limits
-        self._keys: KeyPair | None = keys
-        self._monitor = monitor
-        self._bound = threading.Event()
-        self._error: zmq.ZMQError | None = None
-
-    def _bind_socket(self) -> None:
-        assert self._keys is not None
-        sockets.make_server(self.socket, self._keys, self._limits)
-        if self._monitor is not None:
-            self._monitor.watch(self.socket, "hb")
-        super()._bind_socket()
-        self._curve_secretkey = self._keys = None
-        self._bound.set()
-
-    def run(self) -> None:
-        """Echo until the context ends; a failure to bind is kept for `wait_until_bound`."""
-        try:
-            super().run()
-        except zmq.ZMQError as error:
-            if self._bound.is_set():
-                raise
-            self._error = error
-            self._bound.set()
-
-    def wait_until_bound(self, timeout: float = 10) -> None:
-        """Wait at most *timeout* seconds until the port is bound.
-
-        Raises
-        ------
-        zmq.ZMQError
-            If it can't be bound.
-        """
-        if not self._bound.wait(timeout):
-            self._error = zmq.ZMQError(zmq.EAGAIN, f"not bound within {timeout} seconds")
-        if self._error is not None:
-            raise self._error
-
-
-class CurveIOPubThread(IOPubThread):
-    """An iopub thread whose pipe for forked children is encrypted.
-
-    Upstream binds it as a plaintext PULL socket on a loopback port. Here it has key pairs of its own,
-    made for this process and told to nobody: only a forked child, which inherits them, knows the
-    server key without which there is no handshake.
-    """
-
-    def __init__(
-        self, *args: Any, limits: Limits, monitor: HandshakeMonitor | None, **kwargs: Any
-    ) -> None:
-        self._limits, self._monitor = limits, monitor
-        self._second = self._welcomes = 0
-        super().__init__(*args, **kwargs)
-
-    def _setup_pipe_in(self) -> None:
-        self._pipe_uuid = os.urandom(16)
-        self._pipe_keys, self._pipe_client_keys = KeyPair.generate(), KeyPair.generate()
-        pipe_in = self.socket.context.socket(zmq.PULL)
-        pipe_in.linger = 0
-        sockets.make_server(pipe_in, self._pipe_keys, self._limits)
-        if self._monitor is not None:
-            self._monitor.watch(pipe_in, "pipe")
-        try:
-            self._pipe_port = pipe_in.bind_to_random_port("tcp://127.0.0.1")
-        except zmq.ZMQError as error:
-            warnings.warn(
-                f"Couldn't bind IOPub Pipe to 127.0.0.1: {error}"
-                "\nsubprocess output will be unavailable.",
-                stacklevel=2,
-            )
-            self._pipe_flag = False
-            pipe_in.close()
-            return
-        self._pipe_in = ZMQStream(pipe_in, self.io_loop)
-        self._pipe_in.on_recv(self._handle_pipe_msg)
-
-    def _handle_subscription(self, frames: list[bytes]) -> None:
-        """Welcome subscribers, since ipykernel 7; a viewer may send anything in place of a topic.
-
-        What upstream raises for an empty frame would be printed into the notebook, and a welcome goes
-        to everybody.
-        """
-        topics = [frame for frame in frames if 0 < len(frame) <= _TOPIC_SIZE]
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._welcomes = second, 0
-        self._welcomes += len(topics)
-        if topics and self._welcomes <= _WELCOMES:
-            super()._handle_subscription(topics)
-
-    def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
-        context: zmq.Context[Any] = zmq.Context()
-        pipe_out = context.socket(zmq.PUSH)
-        pipe_out.linger = 3000
-        sockets.make_client(pipe_out, self._pipe_client_keys, self._pipe_keys.public_key)
-        pipe_out.connect(f"tcp://127.0.0.1:{self._pipe_port}")
-        return context, pipe_out
-
-
-class CurveOutStream(OutStream):
-    """Standard output or standard error, whose long text is published in pieces of whole lines.
-
-    libzmq encrypts and decrypts a message as a whole. In pieces one is written, the one before it
-    encrypted, and the one before that read, all at the same time.
-    """
-
-    def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
-        for parent, text in super()._flush_buffers():
-            start, size = 0, max(_PIECE, len(text) // _PIECES)
-            if not self._is_master_process():
-                size = _CHILD_PIECE
-            # A hook may take a message for itself, and upstream then sends nothing more.
-            while not self._hooks and (end := text.find("\n", start + size) + 1):
-                yield parent, text[start:end]
-                start = end
-            yield parent, text[start:]
 
 
 class StdinReaper:
@@ -316,7 +177,7 @@ class CurveKernelApp(IPKernelApp):
     )
 
     outstream_class = DottedObjectName(
-        "curve_kernel.app.CurveOutStream",
+        "curve_kernel.iostream.CurveOutStream",
         allow_none=True,
         config=True,
         help="""The importstring for the OutStream factory.""",
@@ -417,7 +278,7 @@ class CurveKernelApp(IPKernelApp):
             info = connection_file.read(self.connection_file)
             if "curve_secretkey" in info:
                 self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
-        self._keys = keys.find(self._environment, info, self.abs_connection_file)
+        self._keys = find(self._environment, info, self.abs_connection_file)
         del self._environment
         ports = [(info or {}).get(f"{name}_port", 0) for name in _CHANNELS]
         if info is None or "curve_publickey" not in info or 0 in ports:
@@ -616,11 +477,11 @@ class CurveKernelApp(IPKernelApp):
     def init_kernel(self) -> None:
         """Create the kernel, with a debugger that opens no port, or with none."""
         if issubclass(self.kernel_class, IPythonKernel):
-            from . import debugger
+            from .debugger import portless
 
-            reason = debugger.install()
+            reason = portless.install()
             super().init_kernel()
-            reason = reason or debugger.check(self.kernel)
+            reason = reason or portless.check(self.kernel)
             if reason:
                 self.log.warning("There is no debugger: %s", reason)
         else:

@@ -14,9 +14,8 @@ from ipykernel.connect import get_connection_file
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from . import connection_file
-from .app import CurveKernelApp
-from .authorization import Connection, Port
-from .identity import OWN_CLIENT
+from .access.allowlist import OWN_CLIENT
+from .access.authorization import Connection, Port
 
 __all__ = ["CurveMagics", "Report"]
 
@@ -120,7 +119,8 @@ class CurveMagics(Magics):
     @line_magic
     def curve(self, _line: str) -> Report:
         """Show what each port of this kernel speaks, who is connected, and who was refused."""
-        app: Any = CurveKernelApp.instance()
+        shell: Any = self.shell
+        app = shell.kernel.parent
         if app.client_authorization == "any":
             authorization = _ANYBODY
         else:

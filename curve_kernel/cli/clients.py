@@ -10,18 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..access.allowlist import ROLES, AuthorizedClients, check_name
 from ..errors import CurveKernelError
-from ..identity import (
-    ROLES,
-    AuthorizedClients,
-    check_name,
+from ..keys import KeyPair, require_curve
+from ..keys.certificates import (
     curve_folder,
     load_identity,
     make_folder,
     read_certificate,
     write_certificate,
 )
-from ..keys import KeyPair, require_curve
 from . import Command
 
 __all__ = ["AuthorizeApp", "ClientsApp", "KeygenApp", "RevokeApp", "make_identity"]

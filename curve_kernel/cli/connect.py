@@ -23,7 +23,7 @@ from pygments.util import ClassNotFound
 from .. import connection_file
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
-from ..identity import curve_folder, load_identity
+from ..keys.certificates import curve_folder, load_identity
 from . import Command
 from .clients import make_identity
 

@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import __version__, keys
+from ..access.allowlist import AuthorizedClients
 from ..errors import CurveKernelError
-from ..identity import AuthorizedClients, curve_folder, load_identity
+from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
 from .install import shipped_spec

@@ -18,7 +18,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.utils.importstring import import_item
 
 from ..errors import CurveKernelError
-from ..keys import SECRETKEY_VARIABLE
+from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
 
 __all__ = ["InstallApp", "kernel_spec", "shipped_spec"]

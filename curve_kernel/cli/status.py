@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import stat
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-import psutil
 from jupyter_client import find_connection_file
 from jupyter_core.paths import jupyter_runtime_dir
 from rich import box
@@ -25,206 +19,12 @@ from rich.text import Text
 
 from .. import connection_file
 from ..errors import CurveKernelError
-from ..wire import read_mechanism
+from ..inspect import KernelStatus, inspect_kernels
 from . import Command
 
-__all__ = ["KernelStatus", "StatusApp", "look"]
+__all__ = ["StatusApp"]
 
-_CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
-_PORT_TIMEOUT = 2.0
-_AT_ONCE = 500
-_CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 _COLORS = {"encrypted": "green", "PLAINTEXT": "bold red", "mixed": "bold red", "unreachable": "yellow"}
-
-
-@dataclass
-class KernelStatus:
-    """What was found out about one kernel.
-
-    ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
-    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
-    ports on which its process, a child of it or its debug adapter listens besides; nothing was sent
-    to them.
-    """
-
-    file: str
-    kernel_name: str = ""
-    verdict: str = "unreachable"
-    problem: str = ""
-    pid: int | None = None
-    since: datetime | None = None
-    channels: dict[str, dict[str, str]] = field(default_factory=dict)
-    file_mode: str = ""
-    secret_key_in_file: bool = False
-    hmac_key_in_file: bool = False
-    further_ports: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it in the form that ``--json`` prints."""
-        return {**vars(self), "since": self.since and self.since.isoformat(timespec="seconds")}
-
-
-def look(paths: Sequence[str]) -> list[KernelStatus]:
-    """Find out what the kernels of these connection files speak, all at once.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Connection files.
-
-    Returns
-    -------
-    list of KernelStatus
-        In the order of *paths*. A file that can't be read is in it, with its ``problem``.
-    """
-    kernels = [_read(path) for path in paths]
-    probes = [channel for kernel in kernels for channel in kernel.channels.values()]
-    with ThreadPoolExecutor(max(min(len(probes), _AT_ONCE), 1)) as pool:
-        for channel, said in zip(probes, pool.map(_probe, probes), strict=True):
-            channel["mechanism"] = said
-    connections = _connections()
-    listeners = _listeners(connections)
-    for kernel in kernels:
-        if kernel.channels:
-            kernel.verdict = _verdict([one["mechanism"] for one in kernel.channels.values()])
-            if kernel.verdict != "dead":
-                _find_process(kernel, connections, listeners)
-    return kernels
-
-
-def _read(path: str) -> KernelStatus:
-    kernel = KernelStatus(path)
-    try:
-        info = connection_file.read(path)
-        kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
-        kernel.channels = {
-            name: {"endpoint": _endpoint(info, int(info[f"{name}_port"])), "mechanism": ""}
-            for name in _CHANNELS
-        }
-    except CurveKernelError as error:
-        kernel.problem = error.message
-        return kernel
-    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
-        kernel.problem = f"connection file {path} {reason}"
-        return kernel
-    kernel.kernel_name = str(info.get("kernel_name") or "")
-    kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
-    kernel.hmac_key_in_file = bool(info.get("key"))
-    return kernel
-
-
-def _endpoint(info: dict[str, Any], port: int) -> str:
-    address = str(info["ip"])
-    if info.get("transport", "tcp") == "ipc":
-        return f"ipc://{address}-{port}"
-    if not 0 < port < 1 << 16:
-        raise ValueError(port)
-    # What a kernel binds need not be what one can connect to.
-    return f"tcp://{'127.0.0.1' if address in ('', '*', '0.0.0.0') else address}:{port}"  # noqa: S104
-
-
-def _probe(channel: dict[str, str]) -> str:
-    try:
-        return read_mechanism(channel["endpoint"], _PORT_TIMEOUT)
-    except TimeoutError:
-        return _SILENT
-    except (ConnectionRefusedError, FileNotFoundError):
-        return _CLOSED
-    except ValueError:
-        return _NOT_ZMTP
-    except OSError:
-        return _SILENT
-
-
-def _verdict(spoken: Sequence[str]) -> str:
-    kinds = set(spoken)
-    plain = kinds - {"CURVE", _CLOSED, _SILENT, _NOT_ZMTP}
-    if kinds == {"CURVE"}:
-        return "encrypted"
-    if kinds == {_CLOSED}:
-        return "dead"
-    if "CURVE" in kinds:
-        return "mixed"
-    return "PLAINTEXT" if plain else "unreachable"
-
-
-_Listeners = dict[str, list[tuple[int, str]]]
-
-
-def _connections() -> list[Any]:
-    """Return psutil's connections of this machine, as far as the caller may see."""
-    # RuntimeError: somebody's socket has a path that psutil can't parse.
-    with contextlib.suppress(psutil.Error, OSError, RuntimeError):
-        return list(psutil.net_connections("all"))
-    return []
-
-
-def _listeners(connections: list[Any]) -> _Listeners:
-    """Return who listens, by port or path: process and address."""
-    found: _Listeners = {}
-    for one in connections:
-        if one.pid is None or not one.laddr:
-            continue
-        if isinstance(one.laddr, str):
-            found.setdefault(one.laddr, []).append((one.pid, one.laddr))
-        elif one.status == psutil.CONN_LISTEN:
-            found.setdefault(str(one.laddr.port), []).append((one.pid, one.laddr.ip))
-    return found
-
-
-def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _Listeners) -> None:
-    own = [_place(one["endpoint"]) for one in kernel.channels.values()]
-    if kernel.channels["shell"]["endpoint"].startswith("tcp://") and not _is_local(kernel):
-        return
-    pids = {pid for place in own for pid, _ in listeners.get(place, ())}
-    processes = []
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            processes.append((process.create_time(), process))
-    if not processes:
-        return
-    # The oldest: forked children hold the same ports.
-    created, process = min(processes, key=lambda one: one[0])
-    kernel.pid = process.pid
-    kernel.since = datetime.fromtimestamp(created, timezone.utc).astimezone()
-    remotes = {one.raddr for one in connections if one.pid == process.pid and one.raddr}
-    family = {process.pid} | _debug_adapters(remotes, listeners)
-    with contextlib.suppress(psutil.Error):
-        family |= {child.pid for child in process.children(recursive=True)}
-    kernel.further_ports = [
-        {"address": address, "port": int(place), "pid": pid}
-        for place, holders in sorted(listeners.items())
-        for pid, address in holders
-        if pid in family and place.isdigit() and place not in own
-    ]
-
-
-def _debug_adapters(remotes: set[Any], listeners: _Listeners) -> set[int]:
-    """Find what stock's debugger has started: connected to the kernel, but no child of it any more."""
-    found = set()
-    for remote in remotes:
-        for pid, address in listeners.get(str(getattr(remote, "port", "")), ()):
-            with contextlib.suppress(psutil.Error):
-                command = psutil.Process(pid).cmdline() if address == remote.ip else ()
-                if any(word.endswith("debugpy/adapter") for word in command):
-                    found.add(pid)
-    return found
-
-
-def _place(endpoint: str) -> str:
-    transport, _, address = endpoint.partition("://")
-    return address if transport == "ipc" else address.rpartition(":")[2]
-
-
-def _is_local(kernel: KernelStatus) -> bool:
-    host = kernel.channels["shell"]["endpoint"].partition("://")[2].rpartition(":")[0]
-    if host.startswith("127.") or host == "localhost":
-        return True
-    return any(
-        address.address == host for addresses in psutil.net_if_addrs().values() for address in addresses
-    )
 
 
 class StatusApp(Command):
@@ -256,7 +56,7 @@ class StatusApp(Command):
         """Look once, or again and again."""
         if options.watch:
             return self._watch(options)
-        kernels = look(self._paths(options.files))
+        kernels = inspect_kernels(self._paths(options.files))
         if options.json:
             print(json.dumps([kernel.as_json() for kernel in kernels], indent=2))  # noqa: T201
         else:
@@ -286,7 +86,7 @@ class StatusApp(Command):
         before = None
         with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
             while True:
-                kernels = look(self._paths(options.files))
+                kernels = inspect_kernels(self._paths(options.files))
                 now = [kernel.as_json() for kernel in kernels]
                 if options.json and now != before:
                     print(json.dumps(now), flush=True)  # noqa: T201
@@ -331,7 +131,7 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
             f"{kernel.since:%m-%d %H:%M}" if kernel.since else "-",
             Text(_spoken(kernel)),
             Text(_printable(_shortened(kernel.file))),
-            _given_away(kernel),
+            _exposed(kernel),
         )
         ports = [
             f"{port['address']}:{port['port']}"
@@ -363,7 +163,7 @@ def _shortened(path: str) -> str:
     return Path(path).name if Path(path).parent == Path(jupyter_runtime_dir()) else path
 
 
-def _given_away(kernel: KernelStatus) -> Text:
+def _exposed(kernel: KernelStatus) -> Text:
     text = Text()
     if kernel.secret_key_in_file:
         text.append("secret key", "bold red").append(", ")

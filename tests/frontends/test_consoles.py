@@ -14,7 +14,7 @@ from terminal import Terminal, needs_tmux
 from test_lab import kernel_pids
 
 from curve_kernel import connection_file
-from curve_kernel.cli.status import look
+from curve_kernel.inspect import inspect_kernels
 
 JUPYTER = [sys.executable, "-m", "jupyter"]
 PATIENCE = 6  # seconds; with a kernel that can be talked to it takes two
@@ -35,7 +35,7 @@ def test_jupyter_console_with_a_kernel_of_its_own():
         terminal.wait("from the console")
         file = the_connection_file()
         assert "curve_secretkey" not in connection_file.read(file)
-        [kernel] = look([str(file)])
+        [kernel] = inspect_kernels([str(file)])
         assert kernel.verdict == "encrypted"
         terminal.type("x = input('who? ')", "Enter")
         terminal.wait("who?")

@@ -86,7 +86,7 @@ def test_an_environment_without_curve_kernel(tmp_path):
 def test_two_versions_share_a_runtime_folder(tmp_path, monkeypatch):
     """The first version with a provisioner, and this one: they see and talk to each other's kernels."""
     git = ["git", "-C", str(ROOT)]
-    log = [*git, "log", "--format=%H", "--reverse", "--", "curve_kernel/provisioner.py"]
+    log = [*git, "log", "--format=%H", "--reverse", "--", "curve_kernel/launch/provisioner.py"]
     found = subprocess.run(log, capture_output=True, text=True, check=False).stdout.split()
     if len(found) < 2:
         pytest.skip("no history is here to take the older version from")
@@ -106,7 +106,7 @@ def test_two_versions_share_a_runtime_folder(tmp_path, monkeypatch):
 
     # The older kernel under this version's provisioner, and under its own.
     code = (
-        "import jupyter_client, curve_kernel.provisioner as p, sys\n"
+        "import jupyter_client, curve_kernel.launch.provisioner as p, sys\n"
         "file = sys.argv[1] + '/kernel-other.json'\n"
         "km = jupyter_client.KernelManager(kernel_name='older', connection_file=file)\n"
         "km.start_kernel(); kc = km.client(); kc.start_channels(); kc.wait_for_ready(timeout=30)\n"

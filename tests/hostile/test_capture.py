@@ -15,6 +15,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+import session
 from hosts import KERNEL_ADDRESS, needs_namespaces, two_hosts
 from support import MODULE, wait_for
 from victim import figure
@@ -82,7 +83,7 @@ def record(kind: str, tmp_path: Path) -> tuple[bytes, dict[str, str], dict[str, 
                 "the kernel", lambda: file.exists() and json.loads(file.read_text()).get("hb_port")
             )
             info = json.loads(file.read_text())
-            client = [sys.executable, str(Path(__file__).parent / "session.py")]
+            client = [sys.executable, session.__file__]
             done = subprocess.run(
                 [*here.prefix, *client, kind, str(file), json.dumps(markers)],
                 capture_output=True,

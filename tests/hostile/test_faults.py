@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmtp
 from hosts import KERNEL_ADDRESS, needs_namespaces, two_hosts
 from support import (
     MODULE,
@@ -149,7 +150,7 @@ def answers(client: object) -> bool:
 def test_the_clock_jumps(tmp_path: Path) -> None:
     """Three days ahead, then three days back; who is silent meanwhile is cut in time."""
     library, ahead = tmp_path / "clock.so", tmp_path / "ahead"
-    source = Path(__file__).with_name("clock.c")
+    source = Path(zmtp.__file__).with_name("clock.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
     ahead.write_text("0")
     keys = KeyPair.generate()

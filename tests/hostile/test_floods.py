@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import flood as flooder
 import psutil
 import pytest
 from flood import KINDS
@@ -88,9 +89,9 @@ def flood(kernel: Victim, kind: str, measured: dict[str, float]) -> None:
     run_code(kernel.client, "pass")
     measured["quiet_ms"] = round(p95(round_trips(kernel.client, 3)) * 1000, 1)
     before = process.memory_info().rss
-    command = [sys.executable, str(Path(__file__).parent / "flood.py"), kind, str(SECONDS)]
+    command = [sys.executable, flooder.__file__, kind, str(SECONDS)]
     command += [kernel.server_key, *map(str, kernel.channels.values())]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    env = {**os.environ, "PYTHONPATH": str(Path(flooder.__file__).parent)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as attacker:
         watcher = threading.Thread(target=watch, args=(process, attacker, measured))
         watcher.start()

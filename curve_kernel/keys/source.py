@@ -1,118 +1,23 @@
-"""The kernel's key pair: generate, parse, derive, find."""
+"""Where the kernel's key pair comes from: the environment, a file, the connection file."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import zmq
+from .. import files
+from ..errors import CurveKernelError
+from .pair import KeyPair, parse
 
-from . import files
-from .errors import CurveKernelError
-
-__all__ = [
-    "SECRETKEY_FILE_VARIABLE",
-    "SECRETKEY_VARIABLE",
-    "EnvironmentSecret",
-    "KeyPair",
-    "find",
-    "parse",
-]
+__all__ = ["SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret", "find"]
 
 SECRETKEY_VARIABLE = "JUPYTER_CURVE_SECRETKEY"
 SECRETKEY_FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY_FILE"
-
-_Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
-_Z85_DIGITS = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-_FORM = "a CURVE key is 40 characters of Z85: letters, digits and .-:+=^!/*?&<>()[]{}@%$#"
-
-
-def require_curve() -> None:
-    """Make sure that this libzmq can encrypt.
-
-    Raises
-    ------
-    CurveKernelError
-        If it was built without CURVE.
-    """
-    if not zmq.has("curve"):
-        raise CurveKernelError(
-            f"libzmq {zmq.zmq_version()} is built without CURVE, so nothing can be encrypted",
-            "install a pyzmq that has it: python -m pip install --force-reinstall pyzmq",
-        )
-
-
-def parse(value: object, where: str) -> bytes:
-    """Check that *value* is a CURVE key as text.
-
-    Parameters
-    ----------
-    value : object
-        What was given: a str or bytes of 40 Z85 characters, if it is good.
-    where : str
-        What it was given as, for the message. The value itself is never in the message, since it
-        may be a secret key that lacks a character.
-
-    Returns
-    -------
-    bytes
-        The key, 40 bytes of Z85 (https://rfc.zeromq.org/spec/32/).
-
-    Raises
-    ------
-    CurveKernelError
-        If it is anything else.
-    """
-    if not isinstance(value, (str, bytes)):
-        found = "null" if value is None else f"of type {type(value).__name__}"
-        raise CurveKernelError(f"{where} is {found}, not a key", _FORM)
-    if len(value) != 40:
-        raise CurveKernelError(f"{where} has {len(value)} characters, not 40", _FORM)
-    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-    if not _Z85.fullmatch(text) or not _fits(text):
-        raise CurveKernelError(f"{where} is not Z85 text", _FORM)
-    return text
-
-
-def _fits(text: bytes) -> bool:
-    # Five Z85 digits can count past 2**32; libzmq refuses such a group, other decoders wrap around.
-    groups = (text[start : start + 5] for start in range(0, 40, 5))
-    return all(
-        sum(_Z85_DIGITS.index(digit) * 85**power for power, digit in enumerate(reversed(group))) < 2**32
-        for group in groups
-    )
-
-
-@dataclass(frozen=True, repr=False)
-class KeyPair:
-    """A CURVE key pair, whose ``repr`` never shows the secret.
-
-    Both keys are 40 bytes of Z85. ``KeyPair.generate()`` makes a fresh pair and
-    ``KeyPair.from_secret(key)`` derives the public half.
-    """
-
-    public_key: bytes
-    secret_key: bytes
-
-    def __repr__(self) -> str:
-        return f"KeyPair(public_key={self.public_key!r}, secret_key=<hidden>)"
-
-    @classmethod
-    def generate(cls) -> KeyPair:
-        """Make a fresh pair with libzmq's own generator."""
-        return cls(*zmq.curve_keypair())
-
-    @classmethod
-    def from_secret(cls, secret_key: bytes) -> KeyPair:
-        """Derive the pair from a secret key, 40 bytes of Z85 that `parse` has checked."""
-        return cls(zmq.curve_public(secret_key), secret_key)
 
 
 class EnvironmentSecret:

@@ -34,8 +34,8 @@ from support import (
 from zmq.utils.monitor import parse_monitor_message
 
 from curve_kernel.client import BlockingKernelClient as OwnKeysClient
-from curve_kernel.identity import write_certificate
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import write_certificate
 
 ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
 KINDS = {

@@ -29,7 +29,7 @@ from typing import Any
 from ipykernel.compiler import get_tmp_directory
 from tornado.ioloop import IOLoop
 
-from . import debug_adapter
+from . import adapter as debug_adapter
 
 
 @contextmanager

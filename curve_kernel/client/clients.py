@@ -1,20 +1,8 @@
-"""Kernel clients with a key pair of their own, drop-in for jupyter_client's.
-
-They need to know only the server's public key::
-
-    from curve_kernel.client import BlockingKernelClient
-
-    client = BlockingKernelClient(connection_file="kernel-1234.json")
-    client.load_connection_file()
-    client.start_channels()
-
-A connection that is refused or impossible is an exception within five seconds, where stock waits.
-"""
+"""Kernel clients with a key pair of their own; see `curve_kernel.client`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -23,116 +11,26 @@ import zmq
 from jupyter_client import KernelClient, asynchronous, blocking, threaded
 from jupyter_client.connect import KernelConnectionInfo, channel_socket_types
 from traitlets import Instance, TraitError
-from zmq.utils.monitor import parse_monitor_message
 
-from . import keys, sockets
-from .errors import CurveKernelError
-from .identity import load_identity
-from .keys import KeyPair
-from .wire import read_mechanism
-
-__all__ = [
-    "AsyncKernelClient",
-    "BlockingKernelClient",
-    "ChannelNotForViewersError",
-    "ConnectionRefusedByKernelError",
-    "Handshake",
-    "KeyNotAuthorizedError",
-    "NoCurveServerError",
-    "NobodyThereError",
-    "ThreadedKernelClient",
-    "WrongServerKeyError",
-]
-
-_TIMEOUT = 2.5
-_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_DISCONNECTED
+from .. import keys, sockets
+from ..errors import CurveKernelError
+from ..keys import KeyPair
+from ..keys.certificates import load_identity
+from ..wire import read_mechanism
+from .handshake import (
+    ChannelNotForViewersError,
+    ConnectionRefusedByKernelError,
+    Handshake,
+    KeyNotAuthorizedError,
+    NobodyThereError,
+    NoCurveServerError,
+    WrongServerKeyError,
+    wait,
 )
 
+__all__ = ["AsyncKernelClient", "BlockingKernelClient", "ThreadedKernelClient"]
 
-class ConnectionRefusedByKernelError(CurveKernelError):
-    """A kernel can't be talked to; the subclass says why."""
-
-
-class KeyNotAuthorizedError(ConnectionRefusedByKernelError):
-    """The kernel has an allowlist, and this client's key is not on it."""
-
-
-class ChannelNotForViewersError(ConnectionRefusedByKernelError):
-    """The client is listed as a viewer, and asked for a channel that can run code."""
-
-
-class WrongServerKeyError(ConnectionRefusedByKernelError):
-    """The server does not hold the secret key that belongs to the connection file's public key."""
-
-
-class NoCurveServerError(ConnectionRefusedByKernelError):
-    """The server, or its connection file, knows nothing of CURVE."""
-
-
-class NobodyThereError(ConnectionRefusedByKernelError):
-    """Nobody answers at the connection file's address."""
-
-
-class Handshake:
-    """The fate of one socket's connection, read from its monitor.
-
-    Parameters
-    ----------
-    channel : str
-        The channel's name.
-    socket : zmq.Socket
-        A CURVE client that is not connected yet.
-    """
-
-    def __init__(self, channel: str, socket: zmq.Socket[Any]) -> None:
-        self.channel = channel
-        self.outcome: type[ConnectionRefusedByKernelError] | None = None
-        self.done = False
-        self._socket = socket
-        self._hung_up = 0
-        endpoint = f"inproc://curve-kernel-handshake-{id(self)}"
-        socket.monitor(endpoint, _EVENTS)
-        # A socket of the plain kind, also where the client's are asyncio's.
-        context: zmq.Context[Any] = zmq.Context.shadow(socket.context.underlying)
-        self.monitor: zmq.Socket[Any] = context.socket(zmq.PAIR)
-        self.monitor.linger = 0
-        self.monitor.connect(endpoint)
-
-    def read(self) -> None:
-        """Take in the events that are there."""
-        while not self.done and self.monitor.poll(0):
-            self._take(parse_monitor_message(self.monitor.recv_multipart())["event"])
-
-    def _take(self, event: int) -> None:
-        match event:
-            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.done = True
-            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._fail(KeyNotAuthorizedError)
-            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                self._fail(NoCurveServerError)
-            case zmq.EVENT_DISCONNECTED:
-                # A CURVE server hangs up on a HELLO that was made for another server key. So does a
-                # kernel that ends just now; that one does not accept a second time.
-                self._hung_up += 1
-                if self._hung_up == 2:
-                    self._fail(WrongServerKeyError)
-
-    def _fail(self, outcome: type[ConnectionRefusedByKernelError]) -> None:
-        self.done, self.outcome = True, outcome
-
-    def close(self) -> None:
-        """Stop watching; who has not decided by now is nobody."""
-        if not self.done:
-            self._fail(NobodyThereError if not self._hung_up else WrongServerKeyError)
-        with contextlib.suppress(zmq.ContextTerminated):
-            if not self._socket.closed:
-                self._socket.disable_monitor()
-        self.monitor.close()
+_TIMEOUT = 2.5
 
 
 class _CurveClient(KernelClient):
@@ -213,7 +111,7 @@ class _CurveClient(KernelClient):
             The subclass that fits, within five seconds.
         """
         handshakes = self._start_and_watch(*args, **kwargs)
-        _wait(handshakes, _TIMEOUT)
+        wait(handshakes, _TIMEOUT)
         self._check(handshakes)
 
     def stop_channels(self) -> None:
@@ -232,7 +130,7 @@ class _CurveClient(KernelClient):
         try:
             super().start_channels(*args, **kwargs)
         except BaseException:
-            _wait(handshakes, 0)
+            wait(handshakes, 0)
             raise
         finally:
             self._handshakes = None
@@ -258,27 +156,9 @@ class _CurveClient(KernelClient):
         extra = self._handshakes = []
         socket = self._create_connected_socket("iopub")
         self._handshakes = None
-        _wait(extra, 0.5)
+        wait(extra, 0.5)
         socket.close(linger=0)
         return extra[0].outcome is None
-
-
-def _wait(handshakes: list[Handshake], timeout: float) -> None:
-    """Wait until each handshake has come to an end, then stop watching; all of it in one thread."""
-    deadline = time.monotonic() + timeout
-    try:
-        while waiting := [one.monitor for one in handshakes if not one.done]:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            zmq.select(waiting, [], [], timeout=left)
-            for one in handshakes:
-                one.read()
-    except zmq.ContextTerminated:
-        pass  # stop_channels has called it off
-    finally:
-        for one in handshakes:
-            one.close()
 
 
 def _speaks_curve(url: str) -> bool:
@@ -346,10 +226,10 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            _wait(self._watched, _TIMEOUT)
+            wait(self._watched, _TIMEOUT)
             self._check(self._watched)
         else:
-            self._connecting = loop.run_in_executor(None, _wait, self._watched, _TIMEOUT)
+            self._connecting = loop.run_in_executor(None, wait, self._watched, _TIMEOUT)
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers.

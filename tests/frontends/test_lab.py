@@ -24,8 +24,8 @@ from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
 from playwright.sync_api import expect
 
 from curve_kernel import connection_file
-from curve_kernel.identity import write_certificate
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import write_certificate
 from curve_kernel.wire import read_mechanism
 
 pytestmark = [

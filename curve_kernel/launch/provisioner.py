@@ -16,11 +16,12 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Bool, CaselessStrEnum
 
-from . import connection_file, keys, sockets
-from .client import Handshake
-from .errors import CurveKernelError
-from .keys import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE, KeyPair
-from .wire import read_mechanism
+from .. import connection_file, keys, sockets
+from ..client.handshake import Handshake
+from ..errors import CurveKernelError
+from ..keys import KeyPair
+from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
+from ..wire import read_mechanism
 
 __all__ = ["CurveProvisioner"]
 

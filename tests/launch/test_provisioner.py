@@ -26,7 +26,7 @@ from support import CHANNELS, listening_ports, run_code, started, wait_for
 
 import curve_kernel
 from curve_kernel.errors import CurveKernelError
-from curve_kernel.provisioner import CurveProvisioner
+from curve_kernel.launch.provisioner import CurveProvisioner
 from curve_kernel.wire import read_mechanism
 
 
@@ -319,7 +319,7 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
 
     spec["argv"] = [sys.executable, "-c", "import time; time.sleep(60)", "{connection_file}"]
     path.write_text(json.dumps(spec))
-    monkeypatch.setattr("curve_kernel.provisioner._START_LIMIT", 1.0)
+    monkeypatch.setattr("curve_kernel.launch.provisioner._START_LIMIT", 1.0)
     km = KernelManager(kernel_name=name)
     km.start_kernel()
     assert km.is_alive()

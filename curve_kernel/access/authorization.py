@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, cast
 import zmq
 from zmq.auth import Authenticator
 
-from .identity import MANAGER, OWN_CLIENT, AuthorizedClients
+from .allowlist import MANAGER, OWN_CLIENT, AuthorizedClients
 
 __all__ = ["AuditLog", "ClientAuthenticator", "Connection", "HandshakeMonitor", "Port"]
 
@@ -375,7 +375,7 @@ class _Watched:
         self.failure: str | None = None
 
 
-class HandshakeMonitor(threading.Thread):
+class HandshakeMonitor:
     """Knows who is connected, bounds connections, and logs the handshakes that come to nothing.
 
     libzmq bounds neither how many connections are in their handshake nor what they send. Here the
@@ -430,8 +430,9 @@ class HandshakeMonitor(threading.Thread):
     def __init__(
         self, context: zmq.Context[Any], audit: AuditLog, max_handshakes: int, max_connections: int
     ) -> None:
-        super().__init__(name="HandshakeMonitor", daemon=True)
-        vars(self).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        # A thread of its own, not a subclass: Python 3.13's Thread has an attribute `_handle`.
+        self._thread = threading.Thread(target=self._run, name="HandshakeMonitor", daemon=True)
+        vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._audit = audit
         self._max_handshakes, self._max_connections = max_handshakes, max_connections
         # Of all sockets, the oldest first, without those that were cut already.
@@ -507,8 +508,11 @@ class HandshakeMonitor(threading.Thread):
                 for one in self._watched.values()
             ]
 
-    def run(self) -> None:
-        """Read events until `stop`."""
+    def start(self) -> None:
+        """Start reading events."""
+        self._thread.start()
+
+    def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         if self._ears is not None:
@@ -699,7 +703,7 @@ class HandshakeMonitor(threading.Thread):
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""
-        if os.getpid() != self._pid or not self.is_alive():
+        if os.getpid() != self._pid or not self._thread.is_alive():
             return
         with self._lock:
             for watched in self._watched:
@@ -707,7 +711,7 @@ class HandshakeMonitor(threading.Thread):
                 if not watched.closed:
                     watched.disable_monitor()
             self._wake_out.send(b"stop")
-        self.join(10)
+        self._thread.join(10)
         for one in self._watched.values():
             one.monitor.close()
             for peer in (*one.handshaking.values(), *one.connected.values()):

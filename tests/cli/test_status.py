@@ -273,7 +273,7 @@ def test_as_another_user(tmp_path):
         copy.write_text(json.dumps({**info, "key": ""}))
         code = (
             "import json, os, sys\n"
-            "from curve_kernel.cli.status import look\n"
+            "from curve_kernel.inspect import inspect_kernels\n"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
             "print(json.dumps([one.as_json() for one in look(sys.argv[1:])]))"
         )

@@ -15,7 +15,7 @@ from curve_kernel import __version__
 from curve_kernel.cli.install import shipped_spec
 from curve_kernel.keys import KeyPair
 
-SITE = Path(__file__).parent
+SITE = Path(__file__).parents[1]
 
 
 def doctor(**env: str) -> tuple[int, list[dict[str, str]]]:

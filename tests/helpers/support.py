@@ -32,7 +32,9 @@ from curve_kernel.keys import KeyPair
 T = TypeVar("T")
 CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 MODULE = [sys.executable, "-m", "curve_kernel"]
-SCREENSHOTS = Path(os.environ.get("CURVE_KERNEL_SCREENSHOTS") or Path(__file__).parent / "screenshots")
+SCREENSHOTS = Path(
+    os.environ.get("CURVE_KERNEL_SCREENSHOTS") or Path(__file__).parents[1] / "screenshots"
+)
 
 
 def wait_for(what: str, condition: Callable[[], T], timeout: float = 20) -> T:

@@ -18,8 +18,8 @@ from support import both_keys, connection_info, headless, run_code, started
 
 from curve_kernel import client as clients
 from curve_kernel.errors import CurveKernelError
-from curve_kernel.identity import load_identity, write_certificate
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import load_identity, write_certificate
 
 ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
 KINDS = [clients.BlockingKernelClient, clients.AsyncKernelClient, clients.ThreadedKernelClient]

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 from support import listening_ports, run_code, started
 
-from curve_kernel.identity import write_certificate
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import write_certificate
 
 FIGURES = os.environ.get("CURVE_KERNEL_FIGURES")
 

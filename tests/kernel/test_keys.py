@@ -5,7 +5,8 @@ import zmq
 
 from curve_kernel import keys
 from curve_kernel.errors import CurveKernelError
-from curve_kernel.keys import EnvironmentSecret, KeyPair
+from curve_kernel.keys import KeyPair
+from curve_kernel.keys.source import SECRETKEY_VARIABLE, EnvironmentSecret
 
 
 def test_rfc_test_vector():
@@ -71,9 +72,9 @@ def test_parse_agrees_with_libzmq_on_the_largest_group():
 
 def test_the_environment_is_emptied_and_its_repr_is_mute(monkeypatch):
     pair = KeyPair.generate()
-    monkeypatch.setenv(keys.SECRETKEY_VARIABLE, pair.secret_key.decode())
+    monkeypatch.setenv(SECRETKEY_VARIABLE, pair.secret_key.decode())
     secret = EnvironmentSecret()
-    assert keys.SECRETKEY_VARIABLE not in __import__("os").environ
+    assert SECRETKEY_VARIABLE not in __import__("os").environ
     assert pair.secret_key.decode() not in repr(secret)
     assert secret.pair() == (pair, "$JUPYTER_CURVE_SECRETKEY")
     assert EnvironmentSecret().pair() is None

@@ -1,0 +1,1 @@
+"""What a bound port lets in."""

@@ -1,0 +1,1 @@
+"""JupyterLab's debugger, without a port."""

@@ -1,0 +1,115 @@
+"""Key files: this user's own key pair, and the clients that may connect.
+
+They live in the folder ``curve`` of Jupyter's configuration folder, in pyzmq's certificate format::
+
+    identity.key         this user's client public key
+    identity.key_secret  the secret key that belongs to it, mode 0600
+    owners/NAME.key      clients that may use every channel
+    viewers/NAME.key     clients that may use iopub and hb only
+
+The folder is the role: ``ls`` shows who may do what.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from jupyter_core.paths import jupyter_config_dir
+from zmq.auth import load_certificate
+
+from .. import files
+from ..errors import CurveKernelError
+from .pair import KeyPair, parse
+
+__all__ = ["curve_folder", "load_identity", "make_folder", "read_certificate", "write_certificate"]
+
+
+def curve_folder() -> Path:
+    """Return the folder of this user's key files, which need not exist."""
+    return Path(jupyter_config_dir()) / "curve"
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* and its parents, with mode 0700 where they are new."""
+    for path in [*reversed(folder.parents), folder]:
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
+def read_certificate(path: Path) -> tuple[bytes, bytes | None]:
+    """Return public key and secret key, if it has one, of the certificate file at *path*.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read or holds no key. The message never quotes the file.
+    """
+    hint = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
+    try:
+        files.read(path)
+        public_key, secret_key = load_certificate(path)
+    except OSError as error:
+        reason = error.strerror or "it is missing"
+        raise CurveKernelError(f"certificate {path} can't be read: {reason}", hint) from None
+    except (ValueError, IndexError):
+        raise CurveKernelError(f"certificate {path} holds no public key", hint) from None
+    public_key = parse(public_key, f"public-key in certificate {path}")
+    if secret_key is not None:
+        secret_key = parse(secret_key, f"secret-key in certificate {path}")
+        if KeyPair.from_secret(secret_key).public_key != public_key:
+            raise CurveKernelError(f"the two keys in certificate {path} are not a pair", hint)
+    return public_key, secret_key
+
+
+def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = None) -> None:
+    """Write a certificate in pyzmq's format, atomically, with mode 0600 if it holds a secret key.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in a folder that exists.
+    public_key, secret_key : bytes
+        The keys, 40 bytes of Z85 each.
+
+    Raises
+    ------
+    OSError
+        If the folder can't be written.
+    """
+    kind = "Public" if secret_key is None else "**Secret**"
+    lines = [f"#   ZeroMQ CURVE {kind} Certificate, written by curve_kernel"]
+    if secret_key is not None:
+        lines.append("#   DO NOT PROVIDE THIS FILE TO OTHER USERS nor change its permissions.")
+    lines += ["", "metadata", "curve", f'    public-key = "{public_key.decode()}"']
+    if secret_key is not None:
+        lines.append(f'    secret-key = "{secret_key.decode()}"')
+    mode = 0o644 if secret_key is None else 0o600
+    files.replace(path, ("\n".join(lines) + "\n").encode(), mode)
+
+
+def load_identity(folder: Path | None = None) -> KeyPair | None:
+    """Return this user's client key pair, or None if there is none yet.
+
+    Raises
+    ------
+    CurveKernelError
+        If the file can't be read, is no certificate with both keys, or can be read by others.
+    """
+    path = (folder or curve_folder()) / "identity.key_secret"
+    if not os.path.lexists(path):
+        return None
+    public_key, secret_key = read_certificate(path)
+    if secret_key is None:
+        raise CurveKernelError(
+            f"certificate {path} holds no secret key",
+            "make a new identity: python -m curve_kernel keygen --force",
+        )
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise CurveKernelError(
+            f"certificate {path} can be read or written by others: its mode is {mode:04o}, not 0600",
+            "others may have your key, so make a new one: python -m curve_kernel keygen --force",
+        )
+    return KeyPair(public_key, secret_key)

@@ -1,0 +1,1 @@
+"""Starting kernels with keys."""
