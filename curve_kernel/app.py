@@ -12,26 +12,24 @@ import contextlib
 import ipaddress
 import logging
 import os
-import resource
 import shlex
 import socket
 import stat
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import ipykernel
 import zmq
 from ipykernel import kernelapp
+from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
-from ipykernel.kernelbase import Kernel
 from jupyter_client.connect import KernelConnectionInfo
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop
 from traitlets import (
     CaselessStrEnum,
     Dict,
@@ -47,70 +45,19 @@ from traitlets.utils import filefind
 
 from . import __version__, connection_file, keys, sockets
 from .access.allowlist import AuthorizedClients
-from .access.authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
+from .access.gate import Gate
+from .access.limits import CHANNELS, MESSAGE_SIZES, Limits
+from .access.monitor import Port
 from .errors import CurveKernelError, fail
 from .heartbeat import CurveHeartbeat
-from .iostream import CurveIOPubThread
+from .iostream import CurveIOPubThread, HeardStream, StdinReaper
 from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
-from .sockets import Limits
 
 __all__ = ["CurveKernelApp"]
 
-_CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
-# What a client has to send there: subscriptions, pings, text, code and uploads.
-_MESSAGE_SIZES = {
-    "shell": 64 << 20,
-    "stdin": 16 << 20,
-    "control": 16 << 20,
-    "iopub": 1 << 10,
-    "hb": 4 << 10,
-    "pipe": 64 << 20,
-}
-_OPEN_FILES = 8192
-# Subscriptions of a client that wait until libzmq has taken in those before. It does that inside a call
-# that holds the interpreter lock, for as long as there are more.
-_SUBSCRIPTIONS = 4
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
-
-
-class StdinReaper:
-    """Lets go, every second, of what libzmq holds for clients of stdin that have left.
-
-    libzmq takes a connection's queues (35 KiB) apart when its socket is next used, and nobody uses
-    stdin until a cell asks for input. A socket is for one thread at a time, and any thread of a cell
-    may ask, so while somebody asks nothing is done here.
-    """
-
-    def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:
-        self._socket = socket
-        self._lock = threading.RLock()  # a signal's handler may ask
-        self._asking: set[int] = set()
-        for name in ("raw_input", "getpass"):
-            setattr(kernel, name, self._counted(getattr(kernel, name)))
-
-    def start(self) -> None:
-        """Start, on the event loop of this thread."""
-        PeriodicCallback(self._reap, 1000).start()
-
-    def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
-        @wraps(ask)
-        def asking(*args: Any, **kwargs: Any) -> str:
-            thread = threading.get_ident()
-            with self._lock:
-                self._asking.add(thread)
-            try:
-                return ask(*args, **kwargs)
-            finally:
-                self._asking.discard(thread)
-
-        return asking
-
-    def _reap(self) -> None:
-        with self._lock:
-            if not self._asking and not self._socket.closed:
-                self._socket.get(zmq.EVENTS)
 
 
 @contextmanager
@@ -122,6 +69,17 @@ def _in_place_of_upstream(**classes: Any) -> Iterator[None]:
         yield
     finally:
         vars(kernelapp).update(before)
+
+
+class _XPubContext:
+    """A context that makes XPUB sockets in place of PUB sockets."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+
+    def socket(self, kind: int) -> zmq.Socket[Any]:
+        socket: zmq.Socket[Any] = self._context.socket(zmq.XPUB if kind == zmq.PUB else kind)
+        return socket
 
 
 class CurveKernelApp(IPKernelApp):
@@ -194,30 +152,31 @@ class CurveKernelApp(IPKernelApp):
         min=1,
         config=True,
         help="""Connections that may be in their handshake at the same time, on all ports together;
-        the oldest is cut for a newer one. Never more than a quarter of the open files that the
+        the oldest is disconnected for a newer one. Never more than a quarter of the open files that the
         process may have, so that code can always open some.""",
     )
     max_connections = Int(
         512,
         min=1,
         config=True,
-        help="""Connections that clients other than the manager may have, on all ports together; of
-        whoever has the most the oldest is cut for a newer one. Never more than an eighth of the open
-        files that the process may have.""",
+        help="""Connections that clients may have that are not listed, on all ports together; the
+        oldest of the address that has the most is disconnected for a newer one. A quarter of that
+        number on each port of clients that are not known yet, and on the heartbeat. Never more than
+        an eighth of the open files that the process may have.""",
     )
     max_message_size = Dict(
         value_trait=Int(min=4096),
-        key_trait=Enum(list(_MESSAGE_SIZES)),
+        key_trait=Enum(list(MESSAGE_SIZES)),
         config=True,
         help="""Bytes in one frame that a channel takes, which holds for the handshake too: libzmq hangs
         up on a larger one. Give what is to differ, such as shell=1073741824.""",
     )
 
     _keys: KeyPair | None = None
-    _own_client_keys: KeyPair
     _environment: EnvironmentSecret
-    _authenticator: ClientAuthenticator | None = None
-    _monitor: HandshakeMonitor | None = None
+    _gate: Gate | None = None
+    # Who can read the secret key in the connection file knows the kernel's manager's key.
+    _secret_is_in_file = False
     _stdin_reaper: StdinReaper | None = None
     _secret_file_mode = 0o600
     server_key: bytes = b""
@@ -277,10 +236,11 @@ class CurveKernelApp(IPKernelApp):
         else:
             info = connection_file.read(self.connection_file)
             if "curve_secretkey" in info:
+                self._secret_is_in_file = True
                 self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
         self._keys = find(self._environment, info, self.abs_connection_file)
         del self._environment
-        ports = [(info or {}).get(f"{name}_port", 0) for name in _CHANNELS]
+        ports = [(info or {}).get(f"{name}_port", 0) for name in CHANNELS]
         if info is None or "curve_publickey" not in info or 0 in ports:
             connection_file.check(self.abs_connection_file)
         if info is None:
@@ -293,9 +253,6 @@ class CurveKernelApp(IPKernelApp):
                 "use --CurveKernelApp.client_authorization=allowlist, or a connection file with a key",
             )
         self.server_key = self._keys.public_key
-        # Upstream's own names for the pair: since 7.3 they keep its plaintext warning away. They are
-        # emptied as soon as every socket is bound.
-        self.curve_publickey, self.curve_secretkey = self._keys.public_key, self._keys.secret_key
 
     def _create_connection_folder(self) -> None:
         path = Path(self.abs_connection_file)
@@ -327,57 +284,41 @@ class CurveKernelApp(IPKernelApp):
         # Code may change the working directory, and another folder would say who may connect.
         folder = Path(self.authorized_clients).expanduser().absolute()
         self.authorized_clients = str(folder)
-        self._authorized = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning)
         if self.client_authorization == "allowlist":
-            self._authorized.check()
-        super().init_sockets()
-
-    def _limits(self, channel: str) -> Limits:
-        size = self.max_message_size.get(channel, _MESSAGE_SIZES[channel])
-        return Limits(self.handshake_timeout, size)
-
-    def _connection_limits(self) -> tuple[int, int]:
-        """Make room for more open files, if that is allowed, and say how many others may have.
-
-        Of handshakes, and of connections after it; each of either takes two.
-        """
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # libzmq accepts faster than anybody can cut. What it takes for a moment must not be missed.
-        unlimited = resource.RLIM_INFINITY
-        room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
-        if soft != unlimited and soft < room:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
-            soft = room
-        files = max(soft, 8) if soft != unlimited else sys.maxsize
-        return min(self.max_handshakes, files // 4), min(self.max_connections, files // 8)
-
-    def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
-        """Start answering ZAP requests and watching handshakes, before the first port opens."""
-        audit = AuditLog(self.log)
-        self._own_client_keys = KeyPair.generate()
-        self._monitor = HandshakeMonitor(context, audit, *self._connection_limits())
-        self._monitor.start()
-        self._authenticator = ClientAuthenticator(
-            context,
-            self.server_key,
-            self._own_client_keys.public_key,
-            self._authorized,
-            anybody=self.client_authorization == "any",
-            monitor=self._monitor,
+            clients.check()
+        assert self._keys is not None
+        allow_any = self.client_authorization == "any"
+        self._gate = Gate(
+            self._keys,
+            clients,
+            Limits(self.handshake_timeout, self.max_handshakes, self.max_connections),
+            self.log,
+            allow_any=allow_any,
+            open_heartbeat=allow_any or self._secret_is_in_file,
+            message_sizes=self.max_message_size,
         )
-        self._authenticator.start()
-        return self._monitor
+        self._keys = None
+        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
+        self.curve_secretkey = b"in the gate"
+        try:
+            super().init_sockets()
+        finally:
+            self.curve_secretkey = None
 
     def bound_ports(self) -> list[Port]:
         """Return every bound socket, as libzmq tells of it, and who is connected."""
-        return self._monitor.ports() if self._monitor is not None else []
+        return self._gate.ports() if self._gate is not None else []
+
+    @property
+    def access_problem(self) -> str:
+        """Why nobody new is accepted, or empty."""
+        return self._gate.problem if self._gate is not None else ""
 
     def close(self) -> None:
-        """Stop letting clients in, then close the sockets."""
-        if self._monitor is not None:
-            self._monitor.stop()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        """Stop accepting clients, then close the sockets."""
+        if self._gate is not None:
+            self._gate.close()
         super().close()
 
     def _check_addresses(self) -> None:
@@ -391,7 +332,7 @@ class CurveKernelApp(IPKernelApp):
             return  # the name of an interface, which libzmq resolves
         probes: dict[int, socket.socket] = {}
         try:
-            for channel in _CHANNELS:
+            for channel in CHANNELS:
                 port = max(getattr(self, f"{channel}_port"), 0)
                 if port and port in probes:
                     raise self._bind_error(channel, port, "another channel has that port")
@@ -416,46 +357,46 @@ class CurveKernelApp(IPKernelApp):
         )
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
-        """Make *s* a CURVE server and bind it; upstream calls this for every channel but hb."""
-        assert self._keys is not None
-        channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
-        monitor = self._monitor or self._start_authorization(s.context)
-        sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
-        if channel == "iopub":
-            s.rcvhwm = _SUBSCRIPTIONS
-        monitor.watch(s, channel)
+        """Make *s* a guarded CURVE server and bind it; upstream calls this for every channel but hb."""
+        assert self._gate is not None
+        channel = next(name for name in CHANNELS if getattr(self, f"{name}_socket", None) is s)
+        self._gate.guard(s, channel)
         try:
             return int(super()._bind_socket(s, port))
         except zmq.ZMQError as error:
             # An open socket would keep the context from ending at exit.
-            monitor.stop()
+            self._gate.close()
             s.close(linger=0)
             raise self._bind_error(channel, port, error) from None
 
+    def _apply_curve_server_options(self, socket: zmq.Socket[Any]) -> None:
+        """Do nothing: since 7.3 upstream would set options that the gate sets."""
+
     def _apply_curve_client_options(self, socket: zmq.Socket[Any]) -> None:
         """Make *socket* a CURVE client of this kernel; upstream calls this since 7.3."""
-        sockets.make_client(socket, self._own_client_keys, self.server_key)
+        assert self._gate is not None
+        sockets.make_client(socket, self._gate.own_client_keys, self.server_key)
 
     def init_control(self, context: zmq.Context[Any]) -> None:
         """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""
-        assert self._keys is not None
+        assert self._gate is not None
         # Before 7.3 upstream creates and connects debug_shell_socket without any CURVE option.
-        with sockets.client_defaults(context, self._own_client_keys, self._keys.public_key):
+        with sockets.client_defaults(context, self._gate.own_client_keys, self.server_key):
             super().init_control(context)
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         """Bind iopub and start its thread, with an encrypted pipe for forked children."""
-        thread = partial(CurveIOPubThread, limits=self._limits("pipe"), monitor=self._monitor)
-        with _in_place_of_upstream(IOPubThread=thread):
-            super().init_iopub(context)
+        assert self._gate is not None
+        subscribers: Any = context
+        if not hasattr(IOPubThread, "_setup_xpub_listener"):
+            subscribers = _XPubContext(context)  # upstream's PUB socket does not tell who subscribes
+        with _in_place_of_upstream(IOPubThread=partial(CurveIOPubThread, gate=self._gate)):
+            super().init_iopub(subscribers)
 
     def init_heartbeat(self) -> None:
         """Start the heart beating, and make sure that it does."""
-        assert self._keys is not None
-        heart = partial(
-            CurveHeartbeat, keys=self._keys, limits=self._limits("hb"), monitor=self._monitor
-        )
-        with _in_place_of_upstream(Heartbeat=heart):
+        assert self._gate is not None
+        with _in_place_of_upstream(Heartbeat=partial(CurveHeartbeat, gate=self._gate)):
             super().init_heartbeat()
         self._check_iopub_pipe_and_heartbeat()
         heartbeat = cast(CurveHeartbeat, self.heartbeat)
@@ -464,7 +405,7 @@ class CurveKernelApp(IPKernelApp):
         except zmq.ZMQError as error:
             raise self._bind_error("hb", self.hb_port, error) from None
         self.hb_port = heartbeat.port
-        self._keys = self.curve_secretkey = None
+        self._gate.forget_secret()
 
     def _check_iopub_pipe_and_heartbeat(self) -> None:
         ours = isinstance(self.iopub_thread, CurveIOPubThread)
@@ -480,18 +421,24 @@ class CurveKernelApp(IPKernelApp):
             from .debugger import portless
 
             reason = portless.install()
-            super().init_kernel()
+            self._init_kernel()
             reason = reason or portless.check(self.kernel)
             if reason:
                 self.log.warning("There is no debugger: %s", reason)
         else:
-            super().init_kernel()
+            self._init_kernel()
         self._stdin_reaper = StdinReaper(self.kernel, self.stdin_socket)
+
+    def _init_kernel(self) -> None:
+        assert self._gate is not None
+        channels = {self.shell_socket: "shell", self.control_socket: "control"}
+        with _in_place_of_upstream(ZMQStream=partial(HeardStream, gate=self._gate, channels=channels)):
+            super().init_kernel()
 
     def start(self) -> None:
         """Run until the kernel is told to end."""
-        if self._stdin_reaper is not None:
-            self._stdin_reaper.start()
+        if self._stdin_reaper is not None and self._gate is not None:
+            self._gate.on_ended("stdin", self._stdin_reaper.start(IOLoop.current()))
         super().start()
 
     def init_shell(self) -> None:
@@ -512,7 +459,7 @@ class CurveKernelApp(IPKernelApp):
             "signature_scheme": self.session.signature_scheme,
             "curve_publickey": self.server_key.decode(),
         }
-        info.update({f"{name}_port": getattr(self, f"{name}_port") for name in _CHANNELS})
+        info.update({f"{name}_port": getattr(self, f"{name}_port") for name in CHANNELS})
         if Path(path).exists():
             connection_file.update(path, info)
         else:

@@ -15,7 +15,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
-from .access.authorization import Connection, Port
+from .access.connection import ConnectionInfo as Connection
+from .access.monitor import Port
 
 __all__ = ["CurveMagics", "Report"]
 
@@ -54,7 +55,7 @@ class Report:
         """Return the tables, each with its heading as the first row."""
         ports = [["channel", "endpoint", "mechanism", "connected", "refused"]]
         for port in self.ports:
-            connected, refused = len(port.connections), sum(port.refused.values())
+            connected, refused = len(port.connections), sum(port.rejected.values())
             name = f"{port.channel} ({_PIPE})" if port.channel == "pipe" else port.channel
             ports.append([name, port.endpoint, port.mechanism, str(connected), str(refused)])
         tables = [ports]
@@ -62,7 +63,7 @@ class Report:
         if clients:
             tables.append([["client", "role", "channels", "from", "since"], *clients])
         refusals = Counter(
-            {(why, port.channel): count for port in self.ports for why, count in port.refused.items()}
+            {(why, port.channel): count for port in self.ports for why, count in port.rejected.items()}
         )
         if refusals:
             rows = [[why, channel, str(count)] for (why, channel), count in refusals.most_common()]
@@ -100,7 +101,7 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
 def _by_client(connections: Sequence[Connection]) -> list[list[str]]:
     clients: dict[tuple[str, str, str], list[Connection]] = {}
     for one in connections:
-        unnamed = {"anybody": one.public_key, OWN_CLIENT: "its debugger"}
+        unnamed = {"any": one.public_key, OWN_CLIENT: "its debugger"}
         client = one.name or unnamed.get(one.role, one.role)
         clients.setdefault((client, one.role, one.address), []).append(one)
     rows = []
@@ -127,6 +128,8 @@ class CurveMagics(Magics):
             folder, home = app.authorized_clients, str(Path.home())
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
+        if app.access_problem:
+            authorization = f"nobody new: {app.access_problem}; restart the kernel"
         return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic

@@ -27,6 +27,7 @@ from .handshake import (
     WrongServerKeyError,
     wait,
 )
+from .heartbeat import keyed_heartbeat
 
 __all__ = ["AsyncKernelClient", "BlockingKernelClient", "ThreadedKernelClient"]
 
@@ -101,6 +102,13 @@ class _CurveClient(KernelClient):
             self._handshakes.append(Handshake(channel, socket))
         socket.connect(self._make_url(channel))
         return socket
+
+    @property
+    def hb_channel(self) -> Any:
+        """The heartbeat channel, with this client's own key pair."""
+        if self._hb_channel is None:
+            self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, self._own_keys())
+        return super().hb_channel
 
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start the channels, and make sure that each is connected.

@@ -18,6 +18,7 @@ from traitlets import Bool, CaselessStrEnum
 
 from .. import connection_file, keys, sockets
 from ..client.handshake import Handshake
+from ..client.heartbeat import keyed_heartbeat
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
@@ -227,8 +228,7 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
-        if jupyter_client.version_info < (8, 10):
-            km.client_factory = _taking_text_keys(km.client_factory)
+        km.client_factory = _presenting_keys(km.client_factory)
         return km
 
 
@@ -241,23 +241,32 @@ def _require_jupyter_client() -> None:
         )
 
 
-def _taking_text_keys(factory: type) -> type:
-    """Make a client class of *factory* that accepts the keys as str.
+def _presenting_keys(factory: type) -> type:
+    """Make a client class of *factory* whose heartbeat presents the manager's key pair too.
 
-    ``KernelManager.client()`` of jupyter_client 8.9 passes them so, and its own clients refuse it
-    with a TraitError; 8.10 mended that.
+    It also accepts the keys as str: ``KernelManager.client()`` of jupyter_client 8.9 passes them so,
+    and its own clients refuse them with a TraitError, until 8.10.
     """
-    if hasattr(factory, "takes_text_keys"):
+    if hasattr(factory, "presents_keys"):
         return factory
 
     class Client(factory):
-        takes_text_keys = True
+        presents_keys = True
+        hb_channel_class: Any
 
         def __init__(self, **kwargs: Any) -> None:
             for name in ("curve_publickey", "curve_secretkey"):
                 if isinstance(kwargs.get(name), str):
                     kwargs[name] = kwargs[name].encode("ascii")
             super().__init__(**kwargs)
+
+        @property
+        def hb_channel(self) -> Any:
+            public_key, secret_key = self.curve_publickey, self.curve_secretkey
+            if self._hb_channel is None and public_key and secret_key:
+                pair = KeyPair(public_key, secret_key)
+                self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, pair)
+            return super().hb_channel
 
     Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
     return Client
