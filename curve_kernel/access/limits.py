@@ -46,9 +46,10 @@ _QUIET_BYTES = {"iopub": (8 << 10, 16), "hb": (16 << 10, 4 << 10)}
 _QUIET_ACTIVITY = {"iopub": (32, 0.5), "hb": (64, 20)}
 # Of what was published, the bytes that a slow reader may have left unread, and the seconds for which it
 # may read nothing at all.
-_BACKLOG, _STALL = 32 << 20, 5.0
+_BACKLOG, _STALL = 16 << 20, 5.0
 
-_PER_CLIENT = {"owner": 64, "viewer": 16}
+# Connections of a listed client, and of a viewer on iopub: libzmq encrypts a message for each of them.
+_PER_CLIENT, _PER_VIEWER_ON_IOPUB = {"owner": 64, "viewer": 16}, 8
 
 
 class Limits(NamedTuple):
@@ -85,15 +86,20 @@ def excess_connection(connections: Collection[Connection], limits: Limits) -> Co
             continue
         if role in _PER_CLIENT:
             groups[role, connection.peer.name].append(connection)
+            if role == "viewer" and connection.channel == "iopub":
+                groups["iopub", connection.peer.name].append(connection)
         elif role == "any" and connection.channel != "hb":
             groups["any", ""].append(connection)
         else:
             groups["", connection.channel].append(connection)
-    for (role, _), members in groups.items():
-        allowed = _PER_CLIENT.get(role)
-        if allowed is None:
-            allowed = limits.connections if role else max(limits.connections // 4, 1)
-        if len(members) > allowed:
+    allowed = {
+        **_PER_CLIENT,
+        "iopub": _PER_VIEWER_ON_IOPUB,
+        "any": limits.connections,
+        "": max(limits.connections // 4, 1),
+    }
+    for (group, _), members in groups.items():
+        if len(members) > allowed[group]:
             addresses = collections.Counter(connection.address for connection in members)
             address = addresses.most_common(1)[0][0]
             same = (connection for connection in members if connection.address == address)

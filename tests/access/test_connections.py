@@ -131,7 +131,8 @@ def ready(channel: str, peer: Peer, address: str = "10.0.0.1", age: float = 0) -
 @pytest.mark.parametrize(
     ("peer", "channel", "most"),
     [
-        (VERA, "iopub", 16),
+        (VERA, "hb", 16),
+        (VERA, "iopub", 8),
         (OLGA, "shell", 64),
         (Peer("any", "", "a"), "shell", 16),
         (Peer(), "iopub", 4),
