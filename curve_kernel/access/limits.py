@@ -41,8 +41,8 @@ _HANDSHAKE_BYTES = 16 << 10
 # Where nobody counts bytes (ipc), how often a connection may be seen to have said something.
 _HANDSHAKE_ACTIVITY = 32
 # What a client may send on iopub that is not an owner, and for each second that it stays: it subscribes
-# to one topic, which takes libzmq fifty times its bytes. On hb it sends a ping of 70 bytes each second.
-_QUIET_BYTES = {"iopub": (8 << 10, 16), "hb": (16 << 10, 4 << 10)}
+# to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
+_QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
 _QUIET_ACTIVITY = {"iopub": (32, 0.5), "hb": (64, 20)}
 # Of what was published, the bytes that a slow reader may have left unread, and the seconds for which it
 # may read nothing at all.
@@ -143,8 +143,9 @@ def says_too_much(connection: Connection) -> bool:
     if connection.is_local:
         times, rate = _QUIET_ACTIVITY[connection.channel]
         return connection.activity > times + rate * age
-    size, rate = _QUIET_BYTES[connection.channel]
-    return connection.received() > size + rate * age
+    if connection.channel == "hb":  # each message is echoed when it is complete
+        return connection.received() - connection.acknowledged() > _QUIET_BYTES
+    return connection.received() > _QUIET_BYTES + _QUIET_RATE * age
 
 
 def is_slow_reader(connection: Connection, published: int) -> bool:
