@@ -352,7 +352,7 @@ async def main():
                 await asyncio.wait_for(task, 10)
             except Exception:
                 pass
-    print("ended")
+    print("ended", flush=True)
 
 asyncio.run(main())
 os._exit(0)
