@@ -260,7 +260,7 @@ def test_watch():
                 seen = json.loads(process.stdout.readline())
             assert [one["verdict"] for one in seen] in ([], ["dead"])
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

@@ -53,7 +53,7 @@ class Session:
         message = self.client.session.msg("debug_request", content)
         self.client.control_channel.send(message)
         while True:
-            reply = self.client.get_control_msg(timeout=20)
+            reply = self.client.get_control_msg(timeout=60)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 self.replies.append(reply["content"])
                 return reply["content"]
@@ -205,7 +205,7 @@ def test_the_attacker_runs_code_in_stock(tmp_path):
         session.attach()
         assert session.ask("disconnect", restart=False, terminateDebuggee=False)["success"]
         with attacker(tmp_path, known) as (marker, _):
-            wait_for("the attacker to run code in stock", marker.exists, 60)
+            wait_for("the attacker to run code in stock", marker.exists)
 
 
 @needs_root
@@ -232,7 +232,7 @@ def test_an_attacker_of_another_user(tmp_path):
             text = notes.read_bytes()
             return all(text.count(b"port %d: " % port) >= 9 for port in ports)
 
-        wait_for("the attacker to try all ports", attacked_all, 60)
+        wait_for("the attacker to try all ports", attacked_all)
         assert run_code(session.client, "print('undisturbed')") == ("ok", "undisturbed\n")
         assert not marker.exists()
         text = notes.read_bytes()
@@ -256,7 +256,7 @@ def test_no_token_where_others_can_read(tmp_path):
         adapter = helpers[0]
         assert session.ask("disconnect", restart=False)["success"]
         os.kill(session.pid, signal.SIGKILL)
-        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running(), 10)
+        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running())
 
 
 def test_forked_children_run_on_while_the_debugger_is_on():
@@ -472,7 +472,7 @@ def test_a_forked_child_prints_no_more_than_in_stock_and_lets_go_of_the_adapter(
             if any(word.endswith("debugger/adapter.py") for word in process.cmdline())
         ]
         os.kill(session.pid, signal.SIGKILL)
-        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running(), 30)
+        wait_for("the adapter to end with its kernel", lambda: not adapter.is_running())
         os.kill(int(child), signal.SIGKILL)  # it outlived the adapter
     ours, stock = (sorted(re.sub(r"\d+", "N", text).splitlines()) for text in (ours, stock))
     assert ours == stock

@@ -1,7 +1,8 @@
 """No name of ours is a name of a base class that is not meant to be overridden.
 
-Python 3.13's Thread has an attribute ``_handle``; a thread of this package had a method of that name, and
-died of it. Base classes differ from one Python or ipykernel to the next, so this runs with each.
+Python 3.13's Thread has an attribute ``_handle``; a thread of this package had a method of that
+name, and died of it. Base classes differ from one Python or ipykernel to the next, so this runs with
+each.
 """
 
 from __future__ import annotations
