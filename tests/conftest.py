@@ -1,9 +1,28 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A job in the background ignores SIGINT, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which of the tests this run does not look at."""
+    here = Path(__file__).parent
+    given = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    files = sorted(file for file in here.rglob("test_*.py") if file.parent != here / "helpers")
+    out = {one for one in files if not any(one == path or path in one.parents for path in given)}
+    folders = {one.parent for one in files}
+    whole = {one for one in folders if out >= {file for file in files if file.parent == one}}
+    names = [f"{one.relative_to(config.rootpath)}/" for one in whole]
+    names += [str(one.relative_to(config.rootpath)) for one in out if one.parent not in whole]
+    names += [str((here / "upstream" / "run").relative_to(config.rootpath))]
+    return f"left out: {', '.join(sorted(names))}"
 
 
 @pytest.fixture(autouse=True)

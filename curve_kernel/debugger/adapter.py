@@ -4,7 +4,7 @@ debugpy's adapter listens on two loopback ports, one for the front end and one f
 and lets in whoever connects. Here it gets its connections one by one, each a socket that is connected
 already, over a pair of sockets that it inherits from the kernel; no name leads to any of them.
 
-Run as ``python debug_adapter.py DESCRIPTOR``. It ends when the kernel does.
+Run as ``python adapter.py DESCRIPTOR``. It ends when the kernel does.
 """
 
 from __future__ import annotations

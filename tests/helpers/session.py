@@ -35,7 +35,7 @@ def main() -> None:
         output_hook=lambda message: texts.append(message["content"].get("text", "")),
     )
     client.control_channel.send(client.session.msg("kernel_info_request"))
-    client.control_channel.get_msg(timeout=10)
+    client.control_channel.get_msg(timeout=60)
     print("".join(texts))
     client.stop_channels()
 

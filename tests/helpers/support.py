@@ -37,7 +37,7 @@ SCREENSHOTS = Path(
 )
 
 
-def wait_for(what: str, condition: Callable[[], T], timeout: float = 20) -> T:
+def wait_for(what: str, condition: Callable[[], T], timeout: float = 60) -> T:
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -106,9 +106,9 @@ def headless(
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=5)
+            process.communicate(timeout=20)
         process.kill()
-        process.communicate(timeout=5)
+        process.communicate(timeout=20)
 
 
 def refused(
@@ -128,13 +128,13 @@ def refused(
         **popen,
     )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while process.poll() is None:
             assert time.monotonic() < deadline, "it does not end"
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 assert not listening_ports(process.pid), "a port is open"
             time.sleep(0.002)
-        out, err = process.communicate(timeout=5)
+        out, err = process.communicate(timeout=20)
     finally:
         process.kill()
     assert out == ""
@@ -148,7 +148,7 @@ def client_of(info: dict[str, Any], keys: KeyPair) -> Iterator[BlockingKernelCli
     client.load_connection_info({**info, **both_keys(keys)})
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=20)
+        client.wait_for_ready(timeout=60)
         yield client
     finally:
         client.stop_channels()
@@ -165,14 +165,14 @@ def started(
     client = km.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=30)
+        client.wait_for_ready(timeout=60)
         yield km, client
     finally:
         client.stop_channels()
         km.shutdown_kernel(now=True)
 
 
-def run_code(client: Any, code: str, timeout: float = 30, **kwargs: Any) -> tuple[str, str]:
+def run_code(client: Any, code: str, timeout: float = 60, **kwargs: Any) -> tuple[str, str]:
     """Execute *code*; gives the reply's status, and what came out on iopub as text."""
     texts: list[str] = []
 

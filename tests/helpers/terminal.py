@@ -47,7 +47,7 @@ class Terminal:
             ["tmux", "-L", self.name, *arguments],
             capture_output=True,
             text=True,
-            timeout=10,
+            timeout=60,
             check=True,
         )
         return done.stdout
@@ -62,7 +62,7 @@ class Terminal:
             return screen if text in screen else None
 
         try:
-            return wait_for(repr(text), found, 20)
+            return wait_for(repr(text), found)
         except TimeoutError:
             raise AssertionError(f"no {text!r} on the screen:\n{self.screen()}") from None
 

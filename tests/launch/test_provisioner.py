@@ -7,12 +7,12 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
@@ -76,16 +76,17 @@ def test_installed_kernelspec_start_restart_interrupt_shutdown():
         assert b"JUPYTER_CURVE" not in Path(f"/proc/{km.provisioner.pid}/environ").read_bytes()
 
         assert run_code(client, "x = 1; x") == ("ok", "1")
-        request = client.execute("import time\nfor n in range(100): time.sleep(0.1)")
-        time.sleep(1)
+        request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
+        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+            pass
         km.interrupt_kernel()
-        reply = client._recv_reply(request, timeout=10)
+        reply = client._recv_reply(request, timeout=60)
         assert reply["content"]["ename"] == "KeyboardInterrupt"
 
         for now in (False, True):
             before = km.provisioner.pid
             km.restart_kernel(now=now)
-            client.wait_for_ready(timeout=30)
+            client.wait_for_ready(timeout=60)
             assert km.provisioner.pid != before
             assert km.curve_secretkey == secret
             assert run_code(client, "'x' in globals()") == ("ok", "False")
@@ -108,7 +109,7 @@ def test_new_ports_on_restart():
         km.restart_kernel(newports=True)
         again = km.client()
         again.start_channels()
-        again.wait_for_ready(timeout=30)
+        again.wait_for_ready(timeout=60)
         assert run_code(again, "3 + 3") == ("ok", "6")
         assert files_holding(km.curve_secretkey) == []
         again.stop_channels()
@@ -149,7 +150,9 @@ def test_nobody_takes_a_port_before_the_kernel_has_it():
     name = write_spec("late")
     path = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name / "kernel.json"
     spec = json.loads(path.read_text())
-    spec["argv"] = ["bash", "-c", 'sleep 2; exec "$0" "$@"', *spec["argv"]]
+    go = path.parent / "go"
+    wait = f'until [ -e {shlex.quote(str(go))} ]; do sleep 0.05; done; exec "$0" "$@"'
+    spec["argv"] = ["bash", "-c", wait, *spec["argv"]]
     path.write_text(json.dumps(spec))
 
     async def run() -> None:
@@ -165,11 +168,12 @@ def test_nobody_takes_a_port_before_the_kernel_has_it():
                 assert other.connect_ex((km.ip, port)) == errno.ECONNREFUSED
             with socket.socket() as other, pytest.raises(OSError, match="in use"):
                 other.bind((km.ip, port))
+        go.touch()
         await starting
         assert not {one.laddr.port for one in psutil.Process().net_connections()} & set(ports)
         client = km.client()
         client.start_channels()
-        await client.wait_for_ready(timeout=30)
+        await client.wait_for_ready(timeout=60)
         client.stop_channels()
         await km.shutdown_kernel(now=True)
 
@@ -183,14 +187,14 @@ def test_autorestart_after_sigkill_keeps_the_keys():
         client = km.client()
         client.start_channels()
         try:
-            await client.wait_for_ready(timeout=30)
+            await client.wait_for_ready(timeout=60)
             secret, pid = km.curve_secretkey, km.provisioner.pid
             os.kill(pid, signal.SIGKILL)
-            for _ in range(200):
+            for _ in range(600):
                 await asyncio.sleep(0.1)
                 if km.provisioner.pid not in (None, pid):
                     break
-            await client.wait_for_ready(timeout=30)
+            await client.wait_for_ready(timeout=60)
             reply = await client.execute("1", reply=True, timeout=20)
             assert reply["content"]["status"] == "ok"
             assert km.curve_secretkey == secret
@@ -211,7 +215,7 @@ def test_file_mode_with_this_kernel_restart_included():
         assert files_holding(secret) == [Path(km.connection_file)]
         assert json.loads(Path(km.connection_file).read_text())["curve_secretkey"] == secret.decode()
         km.restart_kernel()
-        client.wait_for_ready(timeout=30)
+        client.wait_for_ready(timeout=60)
         assert km.curve_secretkey == secret
         assert run_code(client, "5") == ("ok", "5")
 
@@ -225,7 +229,7 @@ def test_file_mode_encrypts_stock_ipykernel():
             assert read_mechanism(km._make_url(channel)) == "CURVE"
         assert run_code(client, "print('stock')") == ("ok", "stock\n")
         km.restart_kernel()
-        client.wait_for_ready(timeout=30)
+        client.wait_for_ready(timeout=60)
         assert run_code(client, "print('again')") == ("ok", "again\n")
 
 
@@ -271,7 +275,7 @@ def test_the_kernel_ends_with_its_manager():
     code = (
         "import jupyter_client, os\n"
         "km = jupyter_client.KernelManager(kernel_name='python3-curve')\n"
-        "km.start_kernel(); kc = km.client(); kc.start_channels(); kc.wait_for_ready(timeout=30)\n"
+        "km.start_kernel(); kc = km.client(); kc.start_channels(); kc.wait_for_ready(timeout=60)\n"
         "print(km.provisioner.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )
@@ -342,7 +346,9 @@ async def main():
     for number in range(4):
         manager = AsyncKernelManager(kernel_name="python3-curve")
         start = asyncio.create_task(manager.start_kernel())
-        await asyncio.sleep(0.2 + number / 200)
+        while getattr(manager.provisioner, "process", None) is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1 + number / 200)
         process = manager.provisioner.process
         process.kill()
         while process.poll() is None:
@@ -352,7 +358,7 @@ async def main():
                 await asyncio.wait_for(task, 10)
             except Exception:
                 pass
-    print("ended")
+    print("ended", flush=True)
 
 asyncio.run(main())
 os._exit(0)
