@@ -182,6 +182,11 @@ class _CurveClient(KernelClient):
                     self._stop_watching()
             return self._refusal
 
+    @property
+    def connections(self) -> int:
+        """How often the channels have been connected, all together, as of the last look."""
+        return sum(one.connections for one in self._handshakes)
+
     def _suspect(self, one: Handshake) -> None:
         """Tell another kernel from none: an ssh tunnel to a kernel that restarts hangs up, too."""
         mechanism = _mechanism(self._make_url(one.channel))
