@@ -280,8 +280,8 @@ def test_watch_survives_a_restart_and_ends_with_the_kernel():
 
 @pytest.mark.parametrize("command", ["console", "watch"])
 def test_connecting_to_what_is_no_kernel(tmp_path, command):
-    fails(command, "--existing", "no-such", says="no connection file no-such", hint="jupyter --paths")
-    fails(command, says="--existing", hint="--help")
+    fails(command, "--existing", "no-such", says="no connection file no-such", hint="status")
+    fails(command, says="no kernel has a connection file", hint="status")
     path = tmp_path / "bad.json"
     path.write_text("{")
     fails(command, "--existing", str(path), says="not JSON", hint="connection file")
