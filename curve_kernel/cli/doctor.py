@@ -55,8 +55,8 @@ _SILENT.propagate = False
 class Finding:
     """One line of ``doctor``.
 
-    ``level`` is ``ok``, ``warning`` or ``failure``. ``command`` is what fixes it, as a shell takes it: a
-    command, or a comment where there is none. It is empty for ``ok``.
+    ``level`` is ``ok``, ``warning`` or ``failure``. ``command`` is what fixes it: a shell's command, or
+    its comment where there is none. It is empty for ``ok``.
     """
 
     check: str
@@ -143,7 +143,7 @@ def _kernelspecs() -> Iterator[Finding]:
         yield Finding(
             "kernelspecs",
             "warning",
-            f"there is no Jupyter server in {sys.prefix}, and one elsewhere does not see its kernelspecs",
+            f"there is no Jupyter server in {sys.prefix}, and others do not see its kernelspecs",
             install_beside(),
         )
 

@@ -306,8 +306,8 @@ class UninstallApp(Command):
     """Removes what ``install`` made."""
 
     name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks: in
-        this environment, in the user's folder, in the system's."""
+    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
+        in this environment, in the user's folder, in the system's."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name, and a place where Jupyter does not look."""
