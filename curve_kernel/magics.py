@@ -7,6 +7,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ __all__ = ["CurveMagics", "Report"]
 
 _ANYBODY = "any client that knows the server key"
 _LISTED = "this kernel's manager, and the clients listed in {}"
-_PIPE = "what forked children print"
+_PIPE = "pipe (forked children)"
+_COLUMNS, _CLIENT = 80, 20
 
 
 class Report:
@@ -50,15 +52,20 @@ class Report:
             return f"NOT ENCRYPTED: {', '.join(plain) or 'no port is known'}"
         return "Every channel is encrypted (CURVE)"
 
+    @property
+    def connections(self) -> list[Connection]:
+        """The connections of which it is known who has them."""
+        return [one for port in self.ports for one in port.connections if one.role]
+
     def tables(self) -> list[list[list[str]]]:
         """Return the tables, each with its heading as the first row."""
         ports = [["channel", "endpoint", "mechanism", "connected", "refused"]]
         for port in self.ports:
             connected, refused = len(port.connections), sum(port.refused.values())
-            name = f"{port.channel} ({_PIPE})" if port.channel == "pipe" else port.channel
+            name = _PIPE if port.channel == "pipe" else port.channel
             ports.append([name, port.endpoint, port.mechanism, str(connected), str(refused)])
         tables = [ports]
-        clients = _by_client([one for port in self.ports for one in port.connections if one.role])
+        clients = _by_client(self.connections)
         if clients:
             tables.append([["client", "role", "channels", "from", "since"], *clients])
         refusals = Counter(
@@ -70,14 +77,12 @@ class Report:
         return tables
 
     def __repr__(self) -> str:
-        lines = [f"{self.title}; server key: {self.server_key}", f"May connect: {self.authorization}"]
-        for table in self.tables():
-            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            lines.append("")
-            for row in table:
-                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
+        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
+        if cut:
+            paragraphs.append("\n".join(["In full:", *cut]))
+        return "\n\n".join(paragraphs)
 
     def _repr_html_(self) -> str:
         parts = [
@@ -90,6 +95,26 @@ class Report:
             parts += [_html_row("td", row) for row in rows]
             parts.append("</tbody></table>")
         return "\n".join(parts)
+
+
+def _as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Draw a table that a terminal of 80 columns does not wrap."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for heading in rows[0]:
+        if heading == "client":  # a key, of a client that is not known
+            table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=_CLIENT)
+        else:
+            table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    console = Console(width=_COLUMNS, color_system=None, force_terminal=False, force_jupyter=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _html_row(tag: str, cells: Sequence[str]) -> str:
@@ -108,7 +133,9 @@ def _by_client(connections: Sequence[Connection]) -> list[list[str]]:
         counts = Counter(one.channel for one in ones)
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
         since = min(one.since for one in ones if one.since)
-        rows.append([client, role, ", ".join(channels), address, f"{since:%Y-%m-%d %H:%M:%S}"])
+        today = since.date() == datetime.now(since.tzinfo).date()
+        shown = f"{since:%H:%M:%S}" if today else f"{since:%m-%d %H:%M}"
+        rows.append([client, role, ", ".join(channels), address, shown])
     return rows
 
 

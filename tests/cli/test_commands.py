@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
-from support import MODULE, check_two_lines, run_code, started, wait_for
+from support import MODULE, check_two_lines, headless, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import load_identity
 
 pytest.importorskip("jupyter_console")
 
@@ -212,6 +213,27 @@ def test_console_on_a_stock_kernel_with_both_keys_in_its_file(tmp_path):
             terminal.wait("\n42")
     finally:
         km.shutdown_kernel(now=True)
+
+
+@needs_tmux
+def test_curve_magic_fits_into_80_columns(curve):
+    """Also with a client of which nothing but a long key is known."""
+    assert run("keygen")[0] == 0
+    assert run("revoke", "olga")[0] == 0
+    with (
+        headless() as (process, info),
+        Terminal("console", "--existing", f"kernel-{process.pid}.json", columns=80) as terminal,
+    ):
+        terminal.wait("In [1]")
+        terminal.type("%curve", "Enter")
+        screen = terminal.wait("In [2]").partition("%curve")[2]
+        assert max(map(len, screen.splitlines())) <= 80, screen
+        assert f"Server key: {info['curve_publickey']}" in screen
+        assert re.search(r"^shell +tcp://127.0.0.1:\d+ +CURVE +\d +\d$", screen, re.MULTILINE), screen
+        assert re.search(r"^pipe \(forked children\) +tcp://127.0.0.1:\d+ +CURVE +0 +0$", screen, re.M)
+        rows = re.findall(r"^\S{19}… +anybody +shell, .* 127.0.0.1 +\d\d:\d\d:\d\d$", screen, re.M)
+        assert len(rows) == 1, screen
+        assert load_identity(curve).public_key.decode() in screen
 
 
 @needs_tmux
