@@ -79,8 +79,30 @@ def test_keygen(curve):
     before = (curve / "identity.key_secret").read_bytes()
     fails("keygen", says="already", hint="--force")
     assert (curve / "identity.key_secret").read_bytes() == before
-    assert run("keygen", "--force")[0] == 0
+    assert "old key" not in out
+    old_key = public_key.decode()
+    # Listed under one more name, and not as an owner.
+    assert run("revoke", "olga")[0] == 0
+    assert run("authorize", str(curve / "identity.key"), "--name", "desk", "--role", "viewer")[0] == 0
+    status, out, err = run("keygen", "--force")
+    assert (status, err) == (0, "")
     assert (curve / "identity.key_secret").read_bytes() != before
+    assert (
+        "It was listed as viewer desk too, and is not any more.\nYour old key is off your list" in out
+    )
+    assert f"reject it at the next handshake: {old_key}\n" in out
+    assert "connection that stands already goes on" in out
+    assert "Whoever else listed your old key" in out
+    assert str(curve / "identity.key") in out
+    clients = run("clients")[1]
+    assert clients.count("(you)") == 1
+    assert old_key not in clients
+
+    (curve / "identity.key_secret").write_text("torn")
+    (curve / "identity.key").unlink()
+    status, out, _ = run("keygen", "--force")
+    assert status == 0
+    assert "old key can't be read" in out
     assert run("clients")[1].count("(you)") == 1
 
 
