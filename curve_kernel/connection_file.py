@@ -26,7 +26,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(files.read(path)[0])
     except OSError as error:
-        raise CurveKernelError(f"{name} can't be read: {error.strerror}", hint) from None
+        can = "may not" if isinstance(error, PermissionError) else "can't"
+        raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
         # The line only: some of the parser's messages quote the file.
         where = f", see line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""

@@ -506,7 +506,7 @@ def curve(client: Any) -> tuple[dict[str, list[str]], list[list[str]], dict[tupl
     status, text = run_code(client, "%curve")
     assert status == "ok"
     title, *tables = text.split("\n\n")
-    assert title.startswith("Every channel is encrypted (CURVE); server key: ")
+    assert title.startswith("Every channel is encrypted (CURVE)\nServer key: ")
     rows = [[re.split(r"  +", line) for line in table.splitlines()[1:]] for table in tables]
     ports = {re.sub(r" \(.*", "", row[0]): row[1:] for row in rows[0]}
     refused = {(why, channel): int(count) for why, channel, count in (rows[2] if rows[2:] else [])}
