@@ -7,7 +7,6 @@ CURVE support (7.3 and later).
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ipaddress
 import logging
@@ -58,6 +57,7 @@ from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
 from .options import JSONConfigFile, OptionLoader, Options, PyConfigFile
+from .signals import call_at_end
 from .sockets import Limits
 
 __all__ = ["CurveKernelApp"]
@@ -76,7 +76,6 @@ _OPEN_FILES = 8192
 # Subscriptions of a client that wait until libzmq has taken in those before. It does that inside a call
 # that holds the interpreter lock, for as long as there are more.
 _SUBSCRIPTIONS = 4
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOG_FORMAT = "[%(name)s %(asctime)s {}]%(highlevel)s %(message)s"
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
@@ -226,7 +225,7 @@ class CurveKernelApp(IPKernelApp):
     _monitor: HandshakeMonitor | None = None
     _stdin_reaper: StdinReaper | None = None
     _secret_file_mode = 0o600
-    _file_maker: int | None = None
+    _made_file = False
     server_key: bytes = b""
 
     @default("authorized_clients")
@@ -313,7 +312,8 @@ class CurveKernelApp(IPKernelApp):
         if info is None or "curve_publickey" not in info or 0 in ports:
             connection_file.check(self.abs_connection_file)
         if info is None:
-            self._remove_connection_file_at_the_end()
+            self._made_file = True
+            call_at_end(self.cleanup_connection_file)
         else:
             self._load_connection_info(cast(KernelConnectionInfo, info))
         if self.client_authorization == "any" and not self.session.key:
@@ -345,36 +345,16 @@ class CurveKernelApp(IPKernelApp):
             return None
         info = connection_file.read(self.connection_file)
         if not self._environment.given and connection_file.is_from_kernel(self.connection_file, info):
+            name = f"curve_publickey in connection file {self.connection_file}"
+            keys.parse(info["curve_publickey"], name)
             connection_file.check_ended(self.connection_file, info)
             return None
         if "curve_secretkey" in info:
             self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
         return info
 
-    def _remove_connection_file_at_the_end(self) -> None:
-        self._file_maker = os.getpid()
-        atexit.register(self.cleanup_connection_file)
-        # A process that a signal ends runs nothing of atexit.
-        for number in _ENDING_SIGNALS:
-            with contextlib.suppress(ValueError):  # not in the main thread
-                if signal.getsignal(number) is signal.SIG_DFL:
-                    signal.signal(number, self._end)
-        os.register_at_fork(after_in_child=self._forget_signals)
-
-    def _end(self, number: int, _frame: object) -> None:
-        self.cleanup_connection_file()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)  # so that the parent sees what ended the kernel
-
-    def _forget_signals(self) -> None:
-        for number in _ENDING_SIGNALS:
-            if signal.getsignal(number) == self._end:
-                signal.signal(number, signal.SIG_DFL)
-
     def cleanup_connection_file(self) -> None:
-        """Remove the connection file, if this process made it and it is still this kernel's."""
-        if os.getpid() != self._file_maker:
-            return
+        """Remove the connection file, unless another kernel has taken its name."""
         with contextlib.suppress(CurveKernelError):
             content = connection_file.read(self.abs_connection_file)
             if content.get("curve_publickey") == self.server_key.decode():
@@ -596,10 +576,10 @@ class CurveKernelApp(IPKernelApp):
             "curve_publickey": self.server_key.decode(),
         }
         info.update({f"{name}_port": getattr(self, f"{name}_port") for name in _CHANNELS})
-        if self._file_maker is None:
-            connection_file.update(path, info)
-        else:
+        if self._made_file:
             connection_file.write(path, {**connection_file.origin(), **info})
+        else:
+            connection_file.update(path, info)
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, who may connect, and how."""

@@ -6,7 +6,7 @@ Traitlets passes over an option, class or trait that it does not know, with a wa
   kernel's class are known once they are imported, so a class that is not known yet is looked for again
   after the configuration files are read and the extensions imported, before any port is open.
 - In a configuration file, which other programs read too, only what looks like an option of this kernel
-  is an error: an unknown trait of its application, a misspelt class or trait, a trait in the wrong class.
+  is an error: an unknown trait of its application, a misspelt class or trait, a trait in a wrong class.
   So is a file that fails to load, if it has such an option.
 - Further words belong to the launcher (``jupyter run FILE``), unless they look like such an option.
 """
