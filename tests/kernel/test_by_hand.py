@@ -9,6 +9,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -103,15 +104,28 @@ def test_a_kernel_that_a_signal_ends_removes_the_file_that_it_made(tmp_path, num
         assert not file.exists()
 
 
+def test_the_end_of_a_forked_child_is_not_the_end():
+    code = """
+import os, sys
+from curve_kernel.signals import call_at_end
+call_at_end(lambda: print("the end of", "parent" if os.getpid() == parent else "child", flush=True))
+parent = os.getpid()
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == "the end of parent\n"
+
+
 def test_children_end_by_signals_and_leave_the_file(tmp_path):
     file = tmp_path / "kernel.json"
     code = """
 import os, multiprocessing, signal, sys, time
 pid = os.fork()
 if pid == 0:
-    import atexit
-    atexit.unregister(get_ipython().kernel.parent.close)  # which waits for threads of the parent
-    atexit._run_exitfuncs()
     os._exit(3)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
