@@ -7,18 +7,18 @@ CURVE support (7.3 and later).
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ipaddress
 import logging
 import os
 import shlex
+import signal
 import socket
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ import zmq
 from ipykernel import kernelapp
 from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelapp import IPKernelApp, kernel_aliases, kernel_flags
 from jupyter_client.connect import KernelConnectionInfo
 from tornado.ioloop import IOLoop
 from traitlets import (
@@ -41,6 +41,7 @@ from traitlets import (
     Unicode,
     default,
 )
+from traitlets.config import Config
 from traitlets.utils import filefind
 
 from . import __version__, connection_file, keys, sockets
@@ -48,15 +49,19 @@ from .access.allowlist import AuthorizedClients
 from .access.gate import Gate
 from .access.limits import CHANNELS, MESSAGE_SIZES, Limits
 from .access.monitor import Port
-from .errors import CurveKernelError, fail
+from .commands import COMMANDS, DESCRIPTION
+from .errors import CurveKernelError, fail, suggest
 from .heartbeat import CurveHeartbeat
 from .iostream import CurveIOPubThread, HeardStream, StdinReaper
 from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
+from .options import JSONConfigFile, OptionLoader, Options, PyConfigFile
+from .signals import call_at_end
 
 __all__ = ["CurveKernelApp"]
 
+_LOG_FORMAT = "[%(name)s %(asctime)s {}]%(highlevel)s %(message)s"
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
 
 
@@ -89,12 +94,7 @@ class CurveKernelApp(IPKernelApp):
     """
 
     version = Unicode(__version__)
-    description = Unicode(
-        """An IPython kernel whose every socket is encrypted (CurveZMQ).
-
-        Its key pair comes from $JUPYTER_CURVE_SECRETKEY, $JUPYTER_CURVE_SECRETKEY_FILE or the
-        connection file; without a connection file it makes its own. There is no plaintext mode."""
-    )
+    description = Unicode(DESCRIPTION)
     examples = Unicode(
         'python -m curve_kernel install           # the tile "Python 3 (CurveZMQ)"\n'
         "python -m curve_kernel                   # a kernel with a key pair of its own\n"
@@ -104,23 +104,27 @@ class CurveKernelApp(IPKernelApp):
         """Subcommands are launched as `python -m curve_kernel cmd [args]`. For information on using
         subcommand 'cmd', do: `python -m curve_kernel cmd -h`."""
     )
-    subcommands = Dict(
+    subcommands = Dict(COMMANDS)
+    aliases = Dict(
         {
-            "install": (
-                "curve_kernel.cli.install.InstallApp",
-                "install the kernelspec: Python 3 (CurveZMQ)",
-            ),
-            "uninstall": ("curve_kernel.cli.install.UninstallApp", "remove what install made"),
-            "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
-            "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
-            "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
-            "clients": ("curve_kernel.cli.clients.ClientsApp", "show who may connect"),
-            "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
-            "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
-            "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
-            "doctor": ("curve_kernel.cli.doctor.DoctorApp", "see whether this environment can encrypt"),
+            **kernel_aliases,
+            "client-authorization": "CurveKernelApp.client_authorization",
+            # ipykernel had these two before launchers said it in the environment.
+            "parent": "IPKernelApp.parent_handle",
+            "interrupt": "IPKernelApp.interrupt",
         }
     )
+    flags = Dict(
+        {
+            **kernel_flags,
+            "allowlist": (
+                {"CurveKernelApp": {"client_authorization": "allowlist"}},
+                "Let only the clients that are listed in authorized_clients connect.",
+            ),
+        }
+    )
+    python_config_loader_class = PyConfigFile
+    json_config_loader_class = JSONConfigFile
 
     client_authorization = CaselessStrEnum(
         ["any", "allowlist"],
@@ -180,6 +184,7 @@ class CurveKernelApp(IPKernelApp):
     _secret_is_in_file = False
     _stdin_reaper: StdinReaper | None = None
     _secret_file_mode = 0o600
+    _made_file = False
     server_key: bytes = b""
 
     @default("authorized_clients")
@@ -195,31 +200,90 @@ class CurveKernelApp(IPKernelApp):
         except CurveKernelError as error:
             fail(error)
 
+    @default("log_format")
+    def _default_log_format(self) -> str:
+        return _LOG_FORMAT.format("pid %(process)d")
+
+    @cached_property
+    def _options(self) -> Options:
+        return Options(self, CurveKernelApp)
+
     def parse_command_line(self, argv: list[str] | None = None) -> None:
         """Parse the command line; a word that is neither an option nor a command is an error.
 
         With a connection file there is a launcher, and some hand down words of their own (`jupyter run
         FILE`), which upstream passes over.
         """
+        words = sys.argv[1:] if argv is None else argv
+        if words and not words[0].startswith("-") and words[0] not in {*self.subcommands, "help"}:
+            raise self._no_command(words[0])
         super().parse_command_line(argv)
         if self.subapp is None and self.extra_args and not self.connection_file:
+            raise self._no_command(self.extra_args[0])
+
+    def _no_command(self, word: str) -> CurveKernelError:
+        meant = suggest(word, self.subcommands)
+        if word.endswith(".json"):
+            meant = f"-f {shlex.quote(word)}"
+        hint = "see python -m curve_kernel --help"
+        return CurveKernelError(
+            f"no such command: {word}",
+            f"did you mean python -m curve_kernel {meant}? {hint}" if meant else hint,
+        )
+
+    def _create_loader(self, *args: Any, **kwargs: Any) -> OptionLoader:
+        kwargs = {"log": self.log, "subcommands": self.subcommands, **kwargs}
+        return OptionLoader(self._options, *args, **kwargs)
+
+    def update_config(self, config: Config) -> None:
+        """Take in *config*, or leave if it has a value that an option of the application can't take."""
+        try:
+            super().update_config(config)
+        except TraitError as error:
+            fail(CurveKernelError(str(error).rstrip("."), "see python -m curve_kernel --help-all"))
+
+    def load_config_file(self, *args: Any, **kwargs: Any) -> None:
+        """Load the configuration files; that which the command line names must be there."""
+        super().load_config_file(*args, **kwargs)
+        if self.extra_config_file:
+            name = os.path.splitext(self.extra_config_file)[0]  # noqa: PTH122, as upstream does
+            for ending in (".py", ".json"):
+                with contextlib.suppress(OSError):
+                    filefind(name + ending, self.config_file_paths)
+                    return
             raise CurveKernelError(
-                f"no such command: {self.extra_args[0]}",
-                "see python -m curve_kernel --help",
+                f"there is no configuration file {name}.py or {name}.json",
+                "name one that is there, or leave out the option config",
             )
 
     def init_connection_file(self) -> None:
         """Read the connection file, if there is one, and find the key pair."""
         keys.require_curve()
-        # traitlets warns and goes on, and what a misspelt option was to change would stay as it is.
-        if unknown := sorted(
-            set(self.config[type(self).__name__]) - set(self.trait_names(config=True))
-        ):
+        self._options.check_late(self.argv, self)
+        self._options.check_config(self.config, self.loaded_config_files)
+        info = self._read_connection_file()
+        if self.log_format == self._default_log_format():
+            name = Path(self.connection_file).stem.replace("%", "%%")
+            self.log_format = _LOG_FORMAT.format(name)
+        self._keys = find(self._environment, info, self.abs_connection_file)
+        del self._environment
+        ports = [(info or {}).get(f"{name}_port", 0) for name in CHANNELS]
+        if info is None or "curve_publickey" not in info or 0 in ports:
+            connection_file.check(self.abs_connection_file)
+        if info is None:
+            self._made_file = True
+            call_at_end(self.cleanup_connection_file)
+        else:
+            self._load_connection_info(cast(KernelConnectionInfo, info))
+        if self.client_authorization == "any" and not self.session.key:
             raise CurveKernelError(
-                f"there is no option CurveKernelApp.{unknown[0]}",
-                "see python -m curve_kernel --help-all, and the configuration files",
+                "messages are not signed and any client may connect",
+                "use --client-authorization=allowlist, or a connection file with a key",
             )
-        info = None
+        self.server_key = self._keys.public_key
+
+    def _read_connection_file(self) -> dict[str, Any] | None:
+        """Return the connection file's content, or None if the kernel is to make the file."""
         try:
             if not self.connection_file:
                 # Upstream would also take a file of this name that somebody left, here or in the
@@ -234,26 +298,24 @@ class CurveKernelApp(IPKernelApp):
             # A name without a folder belongs into the runtime folder. None is to follow os.chdir.
             self.connection_file = str(Path(self.abs_connection_file).absolute())
             self._create_connection_folder()
-        else:
-            info = connection_file.read(self.connection_file)
-            if "curve_secretkey" in info:
-                self._secret_is_in_file = True
-                self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
-        self._keys = find(self._environment, info, self.abs_connection_file)
-        del self._environment
-        ports = [(info or {}).get(f"{name}_port", 0) for name in CHANNELS]
-        if info is None or "curve_publickey" not in info or 0 in ports:
-            connection_file.check(self.abs_connection_file)
-        if info is None:
-            atexit.register(self.cleanup_connection_file)
-        else:
-            self._load_connection_info(cast(KernelConnectionInfo, info))
-        if self.client_authorization == "any" and not self.session.key:
-            raise CurveKernelError(
-                "messages are not signed and any client may connect",
-                "use --CurveKernelApp.client_authorization=allowlist, or a connection file with a key",
-            )
-        self.server_key = self._keys.public_key
+            return None
+        info = connection_file.read(self.connection_file)
+        if not self._environment.given and connection_file.is_from_kernel(self.connection_file, info):
+            name = f"curve_publickey in connection file {self.connection_file}"
+            keys.parse(info["curve_publickey"], name)
+            connection_file.check_ended(self.connection_file, info)
+            return None
+        if "curve_secretkey" in info:
+            self._secret_is_in_file = True
+            self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
+        return info
+
+    def cleanup_connection_file(self) -> None:
+        """Remove the connection file, unless another kernel has taken its name."""
+        with contextlib.suppress(CurveKernelError):
+            content = connection_file.read(self.abs_connection_file)
+            if content.get("curve_publickey") == self.server_key.decode():
+                super().cleanup_connection_file()
 
     def _create_connection_folder(self) -> None:
         path = Path(self.abs_connection_file)
@@ -461,26 +523,36 @@ class CurveKernelApp(IPKernelApp):
             "curve_publickey": self.server_key.decode(),
         }
         info.update({f"{name}_port": getattr(self, f"{name}_port") for name in CHANNELS})
-        if Path(path).exists():
-            connection_file.update(path, info)
+        if self._made_file:
+            connection_file.write(path, {**connection_file.origin(), **info})
         else:
-            connection_file.write(path, {"kernel_name": "", **info})
+            connection_file.update(path, info)
 
     def log_connection_info(self) -> None:
-        """Say that the kernel is encrypted, name its public key, and tell how to connect."""
-        server_key = self.server_key.decode()
-        self.log.info("Every channel is encrypted (CURVE); server key: %s", server_key)
+        """Say that the kernel is encrypted, who may connect, and how."""
         if self._secret_file_mode & 0o077:
             self.log.warning(
                 "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
                 self.abs_connection_file,
                 self._secret_file_mode,
             )
-        super().log_connection_info()
+        file = shlex.quote(self.abs_connection_file)
+        listed = f"the clients listed in {shlex.quote(self.authorized_clients)}"
+        anybody = self.client_authorization == "any"
+        lines = [
+            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
+            f"Connection file: {file}",
+            f"May connect: {'anybody with the connection file' if anybody else listed}",
+            f"To connect: python -m curve_kernel console --existing {file}",
+        ]
+        for line in lines:
+            self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
-            print(
-                f"Every channel is encrypted (CURVE); server key: {server_key}\n"
-                f"Connection file: {shlex.quote(self.abs_connection_file)}",
-                file=sys.__stdout__,
-                flush=True,
-            )
+            ends = f"The kernel, process {os.getpid()}, ends on Ctrl-\\ or `kill {os.getpid()}`"
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                ends += (
+                    ",\nand with this terminal (SIGHUP). To keep it, start it in tmux, or with nohup or"
+                    " setsid: see docs/remote.md"
+                )
+            print(*lines, ends, sep="\n", file=sys.__stdout__, flush=True)
+        self._ports = {name: getattr(self, f"{name}_port") for name in CHANNELS}
