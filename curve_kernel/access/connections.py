@@ -37,6 +37,8 @@ class Connections:
         # By channel and libzmq's descriptor, the oldest first: the handshake goes on, or is over.
         self.handshaking: dict[tuple[str, int], Connection] = {}
         self.ready: dict[tuple[str, int], Connection] = {}
+        # Disconnected in their handshake, until libzmq has told of it.
+        self.leaving: dict[tuple[str, int], Connection] = {}
         # By channel, the authorizations that may be of a connection whose handshake goes on, by number.
         self._authorized: dict[str, dict[int, Peer]] = collections.defaultdict(dict)
         self._kept: dict[str, int] = collections.defaultdict(lambda: _KEPT)
@@ -44,8 +46,8 @@ class Connections:
         self._rejected: dict[str, list[int]] = collections.defaultdict(list)
 
     def __iter__(self) -> Iterator[Connection]:
-        yield from self.handshaking.values()
-        yield from self.ready.values()
+        for connections in (self.handshaking, self.ready, self.leaving):
+            yield from connections.values()
 
     def accepted(self, connection: Connection) -> None:
         """Take in a connection that was accepted."""
@@ -54,7 +56,29 @@ class Connections:
     def ended(self, channel: str, descriptor: int) -> Connection | None:
         """Take out a connection that ended, and return it."""
         key = channel, descriptor
-        return self.handshaking.pop(key, None) or self.ready.pop(key, None)
+        for connections in (self.handshaking, self.ready, self.leaving):
+            if (connection := connections.pop(key, None)) is not None:
+                return connection
+        return None
+
+    def disconnected(self, connection: Connection) -> None:
+        """Take note that *connection* is disconnected; if it is in its handshake, it counts no more."""
+        key = connection.channel, connection.descriptor
+        if self.handshaking.get(key) is connection:
+            self.leaving[key] = self.handshaking.pop(key)
+
+    def the_only_one_in_its_handshake(self, channel: str) -> Connection | None:
+        """Return the connection of *channel* whose handshake has just succeeded, if that is certain.
+
+        None leaves `handshaking` or `leaving` before the event of its success has been taken in.
+        """
+        in_it = [
+            connection
+            for connections in (self.handshaking, self.leaving)
+            for connection in connections.values()
+            if connection.channel == channel
+        ]
+        return in_it[0] if len(in_it) == 1 and not in_it[0].is_disconnected else None
 
     def authorized(self, channel: str, peer: Peer) -> str:
         """Take note that ZAP lets *peer* use *channel*; return the user id of its connection."""

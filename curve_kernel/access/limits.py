@@ -112,9 +112,8 @@ def oldest_handshake(handshaking: Iterable[Connection], handshake_timeout: float
 
     The oldest of the first peers that has not shown that it knows the server key, else the oldest.
     """
-    waiting = (one for one in handshaking if not one.is_disconnected)
     first = None
-    for connection, _ in zip(waiting, range(32), strict=False):
+    for connection, _ in zip(handshaking, range(32), strict=False):
         if connection.has_got_ready(handshake_timeout):
             continue
         first = first or connection

@@ -322,10 +322,9 @@ class Monitor:
         elif event == zmq.EVENT_ACCEPTED:
             self._accepted(Connection(channel, value, self._connections.number, listener.name))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            waiting = [one for one in self._connections.handshaking.values() if one.channel == channel]
-            # The connection is among them: none leaves them before this event has been taken in.
-            if len(waiting) == 1:
-                self._got_ready(waiting[0])
+            connection = self._connections.the_only_one_in_its_handshake(channel)
+            if connection is not None:
+                self._got_ready(connection)
         elif event == zmq.EVENT_DISCONNECTED:
             connection = self._connections.ended(channel, value)
             if connection is not None:
@@ -451,6 +450,7 @@ class Monitor:
 
     def _disconnect(self, connection: Connection, reason: Reason) -> None:
         connection.disconnect()
+        self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
         self._audit.disconnected(channel, address, reason, str(connection.peer))
 
