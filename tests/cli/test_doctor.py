@@ -189,9 +189,7 @@ def test_a_kernelspec_of_another_environment_that_is_not_shown(tmp_path):
     assert shown["check"] == "kernelspecs"
     found(findings, "ok", f"python3-curve in {shared}/python3-curve runs {jupyter}")
     # The interpreter has gone since: what is left of it is removed.
-    subprocess.run(
-        [kernel, "-m", "curve_kernel", "install", "--user"], check=True, timeout=30, capture_output=True
-    )
+    shutil.rmtree(data / "python3-curve-analysis")
     Path(kernel).unlink()
     finding = found(doctor(python=jupyter)[1], "warning", "is not shown")
     assert finding["command"] == f"rm -r {data / 'python3-curve'}"
