@@ -1,8 +1,8 @@
 """Types the README's lines one after the other in a new account, with a wheel in place of the clone.
 
 ``python tests/readme.py WHEEL``: the line that opens JupyterLab, and then, in another terminal, every
-command of every block and of the table, and the program. What is typed is read from the README; only the
-words in capitals are filled in.
+command of every block and of the table, and the program. What is typed is read from the README; only
+the words in capitals are filled in.
 """
 
 from __future__ import annotations
