@@ -185,32 +185,28 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
 
 
 def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:
-    """Find what another kernelspec of the same name keeps from being shown here."""
+    """Find interpreters that can't be had here, since another kernelspec has the name of theirs."""
+    here = {
+        Path(_executable(argv[0])).parent
+        for folder, argv in installed(manager)
+        if folder in shown.values() and runs_curve_kernel(argv)
+    }
     for folder, argv in installed(manager):
         first = shown.get(folder.name.lower())
         if first is None or first == folder or not runs_curve_kernel(argv):
             continue
-        python = _executable(argv[0])
-        with contextlib.suppress(Exception):
-            other = _executable(KernelSpec.from_resource_dir(str(first)).argv[0])
-            if Path(other).parent == Path(python).parent:
-                continue
-            name = folder.name
-            yield Finding(
-                "kernelspecs",
-                "warning",
-                f"{name} in {folder}, which runs {python}, is not shown: {first} comes first, and runs"
-                f" {other}",
-                _unshadow(folder, python),
-            )
-
-
-def _unshadow(folder: Path, python: str) -> str:
-    remove = f"rm -r {shlex.quote(str(folder))}"
-    if shutil.which(python) is None:
-        return remove
-    install = install_beside(python, str(Path(python).parent.parent))
-    return f"{install} && {remove}" if os.access(folder.parent, os.W_OK) else install
+        python = Path(_executable(argv[0]))
+        if python.parent in here:
+            continue
+        command = install_beside(str(python), str(python.parent.parent))
+        if shutil.which(python) is None:
+            command = f"rm -r {shlex.quote(str(folder))}"
+        yield Finding(
+            "kernelspecs",
+            "warning",
+            f"{folder.name} in {folder}, which runs {python}, is not shown: {first} comes first",
+            command,
+        )
 
 
 def _is_installed(package: str) -> bool:

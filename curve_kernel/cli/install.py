@@ -42,6 +42,7 @@ __all__ = [
 _NAME = "python3-curve"
 _DISPLAY_NAME = "Python 3 (CurveZMQ)"
 _PYTHON = shlex.quote(sys.executable)
+_MODULE = "curve_kernel"
 _KERNELS = Path("share", "jupyter", "kernels")
 
 
@@ -82,7 +83,7 @@ def install_beside(python: str = sys.executable, prefix: str = sys.prefix) -> st
 
 def runs_curve_kernel(argv: Any) -> bool:
     """Whether a kernelspec's *argv* starts this kernel."""
-    return isinstance(argv, list) and "curve_kernel" in argv
+    return isinstance(argv, list) and all(isinstance(word, str) for word in argv) and _MODULE in argv
 
 
 def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator[tuple[Path, Any]]:

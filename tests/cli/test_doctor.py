@@ -84,6 +84,16 @@ def test_healthy():
     assert all(line.startswith("ok ") for line in out.splitlines())
 
 
+def test_only_the_throw_away_kernel_imports_ipykernel():
+    """It takes as long as everything else here, and versions are told without it."""
+    code = (
+        "import sys\nfrom curve_kernel.cli.doctor import _CHECKS\n"
+        "for name, check in _CHECKS[:-1]: list(check())\n"
+        "assert name == 'key files'\nassert 'ipykernel' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
 def test_on_a_terminal():
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     runtime.chmod(0o755)
@@ -189,9 +199,7 @@ def test_a_kernelspec_of_another_environment_that_is_not_shown(tmp_path):
     assert shown["check"] == "kernelspecs"
     found(findings, "ok", f"python3-curve in {shared}/python3-curve runs {jupyter}")
     # The interpreter has gone since: what is left of it is removed.
-    subprocess.run(
-        [kernel, "-m", "curve_kernel", "install", "--user"], check=True, timeout=30, capture_output=True
-    )
+    shutil.rmtree(data / "python3-curve-analysis")
     Path(kernel).unlink()
     finding = found(doctor(python=jupyter)[1], "warning", "is not shown")
     assert finding["command"] == f"rm -r {data / 'python3-curve'}"
