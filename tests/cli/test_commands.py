@@ -224,17 +224,13 @@ def test_console_on_a_stock_kernel_with_both_keys_in_its_file(tmp_path):
     if ipykernel.version_info < (7, 3):
         pytest.skip("this ipykernel has no CURVE support of its own")
     file = tmp_path / "kernel.json"
-    km = KernelManager(
-        kernel_name="python3", transport_encryption="required", connection_file=str(file)
-    )
-    km.start_kernel()
-    try:
-        with Terminal("console", "--existing", str(file)) as terminal:
-            terminal.wait("In [1]")
-            terminal.type("print(6 * 7)", "Enter")
-            terminal.wait("\n42")
-    finally:
-        km.shutdown_kernel(now=True)
+    with (
+        started("python3", transport_encryption="required", connection_file=str(file)),
+        Terminal("console", "--existing", str(file)) as terminal,
+    ):
+        terminal.wait("In [1]")
+        terminal.type("print(6 * 7)", "Enter")
+        terminal.wait("\n42")
 
 
 @needs_tmux

@@ -75,6 +75,7 @@ def test_prefix_and_its_note(tmp_path):
     assert spec_in(tmp_path / "share" / "jupyter")
 
 
+@pytest.mark.serial
 def test_sys_prefix_needs_no_note():
     out = install("--sys-prefix", "--name", "curve-test")
     folder = Path(sys.prefix) / "share" / "jupyter" / "kernels" / "curve-test"

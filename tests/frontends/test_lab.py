@@ -29,6 +29,7 @@ from curve_kernel.keys.certificates import write_certificate
 from curve_kernel.wire import read_mechanism
 
 pytestmark = [
+    pytest.mark.serial,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
     # JupyterLab's own page is sometimes late or early on a busy machine.
     pytest.mark.flaky(reruns=2),

@@ -28,6 +28,8 @@ from curve_kernel import connection_file
 from curve_kernel.keys import KeyPair
 from curve_kernel.wire import read_mechanism
 
+pytestmark = pytest.mark.serial  # a server's stock kernels choose ports before they bind them
+
 # --- nbconvert ---
 
 CELLS = [

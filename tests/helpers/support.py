@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -166,13 +168,30 @@ def client_of(info: dict[str, Any], keys: KeyPair) -> Iterator[BlockingKernelCli
         client.stop_channels()
 
 
+def stock_ports() -> dict[str, Any]:
+    """Ports for a stock kernel, which the system gives to nobody else before the kernel has them."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports: dict[str, Any] = {"cache_ports": False}
+    for channel in CHANNELS:
+        for port in _PORTS:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port + worker % 10 * 1000))
+                ports[f"{channel}_port"] = port + worker % 10 * 1000
+                break
+    return ports
+
+
+_PORTS = itertools.cycle(range(20_000, 21_000))
+
+
 @contextlib.contextmanager
 def started(
     kernel_name: str, manager: type[KernelManager] = KernelManager, **kwargs: Any
 ) -> Iterator[tuple[KernelManager, Any]]:
     """A kernel that a manager has started, with the manager's own client."""
     file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{uuid.uuid4()}.json"
-    km = manager(kernel_name=kernel_name, **{"connection_file": str(file), **kwargs})
+    ports = stock_ports() if kernel_name == "python3" and "transport" not in kwargs else {}
+    km = manager(kernel_name=kernel_name, **{"connection_file": str(file), **ports, **kwargs})
     km.start_kernel()
     client = km.client()
     client.start_channels()

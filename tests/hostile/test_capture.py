@@ -28,6 +28,7 @@ KINDS = {
     "curve": [*MODULE, "--CurveKernelApp.client_authorization=allowlist"],
     "stock": [sys.executable, "-m", "ipykernel_launcher"],
 }
+LAST = b"the end of the recording"
 WHAT = ("code", "output", "stdin", "comm", "buffer", "file")
 
 
@@ -96,7 +97,11 @@ def record(kind: str, tmp_path: Path) -> tuple[bytes, dict[str, str], dict[str, 
             # It was a real session: what was typed and what was printed came to the other side.
             for what in ("output", "stdin", "file"):
                 assert markers[what] in done.stdout
-            wait_for("the recorder to write", lambda: capture.stat().st_size > 10_000)
+            # What is recorded is in order.
+            say = "import socket as s; s.socket(type=s.SOCK_DGRAM).sendto(%r, (%r, 9))"
+            say %= LAST, KERNEL_ADDRESS
+            subprocess.run([*here.prefix, sys.executable, "-c", say], check=True, timeout=60)
+            wait_for("the recorder to write all", lambda: LAST in capture.read_bytes())
         finally:
             for process in (kernel, tcpdump):
                 process.send_signal(signal.SIGINT if process is tcpdump else signal.SIGTERM)

@@ -121,7 +121,7 @@ def test_a_forked_child_does_not_keep_the_ports(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         process, info = stack.enter_context(headless(file=file))
         client = stack.enter_context(client_of(info, keys))
-        child = int(run_code(client, fork)[1])
+        child = int(run_code(client, fork)[1].split()[-1])  # after the warning since Python 3.12
         stack.callback(lambda: psutil.pid_exists(child) and os.kill(child, signal.SIGKILL))
         assert listening_ports(child) == set()
         held = psutil.Process(child).net_connections("tcp")
@@ -135,7 +135,7 @@ def test_a_forked_child_does_not_keep_the_ports(tmp_path: Path) -> None:
             name: info[name] for name in info if name.endswith("_port")
         }
         # The client that was there before has reconnected by itself.
-        wait_for("an answer", lambda: answers(client), 20)
+        wait_for("an answer", lambda: answers(client))
         assert again.poll() is None
 
 
@@ -159,7 +159,7 @@ def test_the_clock_jumps(tmp_path: Path) -> None:
     env = {"LD_PRELOAD": str(library), "CLOCK_AHEAD_FILE": str(ahead)}
     with headless(file=file, env=env) as (_, info), client_of(info, keys) as client:
         for seconds in (259_200, -259_200, 0):
-            with Peer(info["shell_port"], timeout=20) as silent:
+            with Peer(info["shell_port"], timeout=60) as silent:
                 silent.send(greeting())
                 silent.read(64)
                 since = time.monotonic()
@@ -171,7 +171,7 @@ def test_the_clock_jumps(tmp_path: Path) -> None:
                     assert run_code(other, "print('let in')") == ("ok", "let in\n")
                 with pytest.raises(ConnectionError):
                     silent.read(1)
-                assert 3 < time.monotonic() - since < 10
+                assert 3 < time.monotonic() - since < 60
         assert run_code(client, "%curve")[0] == "ok"
 
 

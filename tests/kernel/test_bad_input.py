@@ -168,7 +168,9 @@ def test_secret_file_is_a_folder_or_a_fifo(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", '{"key": ', "\x00", "[" * 5000, '{"curve_secretkey": "' + SECRET + '"']
+    "content",
+    ["", "{", '{"key": ', "\x00", "[" * 5000, '{"curve_secretkey": "' + SECRET + '"'],
+    ids=["empty", "brace", "no value", "zero", "deep", "a key"],
 )
 def test_connection_file_is_not_json(tmp_path, content):
     file = write(tmp_path, content)

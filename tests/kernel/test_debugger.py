@@ -16,7 +16,7 @@ import psutil
 import pytest
 from attacker import attacker, listeners, needs_root, reachable
 from jupyter_client import KernelManager
-from support import listening_ports, run_code, started, wait_for
+from support import listening_ports, run_code, started, stock_ports, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="there is no /proc/net/tcp")
 
@@ -27,7 +27,8 @@ class Session:
     """A debug session by hand, over the control channel."""
 
     def __init__(self, kernel_name: str) -> None:
-        self.km = KernelManager(kernel_name=kernel_name)
+        ports = stock_ports() if kernel_name == "python3" else {}
+        self.km = KernelManager(kernel_name=kernel_name, **ports)
         self.km.start_kernel()
         self.client = self.km.client()
         self.client.start_channels()
@@ -196,6 +197,7 @@ def test_replies_are_those_of_stock():
             assert theirs == ours, number
 
 
+@pytest.mark.serial
 @needs_root
 def test_the_attacker_runs_code_in_stock(tmp_path):
     """Where it is there from the start it disturbs stock so much that nobody gets to debug anything."""
@@ -208,6 +210,7 @@ def test_the_attacker_runs_code_in_stock(tmp_path):
             wait_for("the attacker to run code in stock", marker.exists)
 
 
+@pytest.mark.serial
 @needs_root
 def test_an_attacker_of_another_user(tmp_path):
     reachable(tmp_path)
