@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 import warnings
@@ -39,6 +40,43 @@ _LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
 
 
+class ConsoleClient(BlockingKernelClient):
+    """A client that tells a kernel which was restarted, or has ended, from one that is busy.
+
+    To stock a heartbeat that is late is the end of the kernel, and what a cell prints later is lost.
+    """
+
+    pulse: Pulse
+    restarted = False
+    """Whether the kernel is another process than it was when this was set to False."""
+    _session_of_kernel = ""
+    _connections_seen = 0
+    _asked: float | None = None
+
+    def is_alive(self) -> bool:
+        """Tell whether there may come an answer to what was sent."""
+        self.settled()
+        return self.refusal is None and not self.restarted and not self.pulse.has_ended()
+
+    def settled(self) -> bool:
+        """Look who is there; tell whether that is known."""
+        if self.refusal is not None:
+            return False
+        control = self.control_channel
+        if self.connected and self.connections != self._connections_seen:
+            self._connections_seen, self._asked = self.connections, time.monotonic()
+            # libzmq subscribes again when somebody looks at the socket, and that has to come first.
+            self.iopub_channel.msg_ready()
+            control.send(self.session.msg("kernel_info_request", {}))
+        while control.msg_ready():
+            # Each process of a kernel has a session of its own.
+            before, self._asked = self._session_of_kernel, None
+            self._session_of_kernel = control.get_msg()["header"]["session"]
+            self.restarted |= before not in ("", self._session_of_kernel)
+        # A kernel need not answer this on control.
+        return self.connected and (self._asked is None or time.monotonic() - self._asked > 1)
+
+
 class CurveShell(ZMQTerminalInteractiveShell):
     """The prompt. Leaving it leaves the kernel alive."""
 
@@ -50,9 +88,13 @@ class CurveShell(ZMQTerminalInteractiveShell):
     def __init__(self, **kwargs: Any) -> None:
         self.keepkernel = True
         self.interrupts = 0
-        self._kernel_session = ""
-        self._connections = 0
         super().__init__(**kwargs)
+
+    def init_kernel_info(self) -> None:
+        """Wait for the kernel, and learn who it is."""
+        super().init_kernel_info()
+        while not self.client.settled() and self.client.refusal is None:
+            time.sleep(0.01)
 
     def show_banner(self) -> None:
         """Print upstream's banner, and how to leave."""
@@ -68,6 +110,13 @@ class CurveShell(ZMQTerminalInteractiveShell):
             return
         if cell and self.kernel_info.get("language_info", {}).get("name") == "python":
             cell = _keep_kernel(cell)
+        deadline = time.monotonic() + Pulse.SILENCE
+        while cell and not self.client.settled() and time.monotonic() < deadline:
+            if self.client.refusal is not None:
+                return
+            time.sleep(0.05)  # the kernel restarts
+        if self.client.restarted:
+            self._tell_restart()
         self.interrupts = 0
         try:
             super().run_cell(cell, store_history)
@@ -98,7 +147,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
     async def _watch_kernel(self) -> None:
         while True:
             try:
-                if self.parent.pulse.has_ended() and not self.parent.tunnel_has_ended():
+                if self.client.pulse.has_ended() and not self.parent.tunnel_has_ended():
                     raise CurveKernelError(
                         "the kernel has ended",
                         "python -m curve_kernel status shows which kernels run",
@@ -107,9 +156,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
             except CurveKernelError as error:
                 self._leave(error)
                 return
-            if self._restarted():
-                note = "\n[the kernel was restarted, its variables are gone]"
-                await run_in_terminal(lambda: print(note))  # noqa: B023, T201
+            self.client.settled()
+            if self.client.restarted:
+                await run_in_terminal(self._tell_restart)
             await asyncio.sleep(_INTERVAL)
 
     def _leave(self, error: CurveKernelError) -> None:
@@ -123,16 +172,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
             fail(error)
         os._exit(1)
 
-    def _restarted(self) -> bool:
-        """Tell whether the kernel is another process than before: its session tells."""
-        control, connections = self.client.control_channel, self.client.connections
-        if connections != self._connections:
-            self._connections = connections
-            control.send(self.client.session.msg("kernel_info_request", {}))
-        before = self._kernel_session
-        while control.msg_ready():
-            self._kernel_session = control.get_msg()["header"]["session"]
-        return before not in ("", self._kernel_session)
+    def _tell_restart(self) -> None:
+        self.client.restarted = False
+        print("\n[the kernel was restarted, its variables are gone]")  # noqa: T201
 
     def mainloop(self) -> None:
         """Run until the user leaves; raise what ended it otherwise.
@@ -162,7 +204,6 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
 
     info: dict[str, Any]
     """The connection file's content."""
-    pulse: Pulse
     tunnel: subprocess.Popen[bytes] | None = None
     _terminal: Any = None
 
@@ -211,10 +252,10 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
 
     def init_kernel_client(self) -> None:
         """Connect. JupyterConsoleApp's own method drops the keys."""
-        self.kernel_client = BlockingKernelClient(session=self.session, parent=self)
-        self.kernel_client.load_connection_info(self.info)
-        self.kernel_client.start_channels()
-        self.pulse = Pulse(self.kernel_client, self.connection_file)
+        client = self.kernel_client = ConsoleClient(session=self.session, parent=self)
+        client.load_connection_info(self.info)
+        client.start_channels()
+        client.pulse = Pulse(client, self.connection_file)
 
     def init_shell(self) -> None:
         """Connect and make the shell."""
@@ -265,8 +306,9 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
 
     def close(self) -> None:
         """Disconnect, and end the tunnel."""
-        if self.kernel_client is not None:
-            self.kernel_client.stop_channels()
+        client = getattr(self, "kernel_client", None)
+        if client is not None and client.channels_running:
+            client.stop_channels()
         if self.tunnel is not None:
             self.tunnel.terminate()
             self.tunnel.wait()
@@ -349,11 +391,13 @@ def ssh_tunnel(
     if key:
         options += ["-i", key]
     hint = f"see whether `ssh {server}` works; the kernel's address is seen from there"
+    errors = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         process = subprocess.Popen(  # noqa: S603
             ["ssh", *options, *forwards, *to, f"echo {_SSH_READY}; exec cat"],  # noqa: S607
             stdin=subprocess.PIPE,  # ends with this process, and so does ssh
             stdout=subprocess.PIPE,
+            stderr=errors,
             # A Ctrl-C in the console is for the kernel.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
@@ -368,7 +412,10 @@ def ssh_tunnel(
         process.wait()
         raise
     if process.poll() is not None:
-        raise CurveKernelError(f"ssh could not connect to {server}", hint)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+        reason = f": {said[-1]}" if said else ""
+        raise CurveKernelError(f"ssh could not connect to {server}{reason}", hint)
     return process, {"ip": "127.0.0.1", **ports}
 
 

@@ -191,8 +191,13 @@ class _CurveClient(KernelClient):
             return self._refusal
 
     @property
+    def connected(self) -> bool:
+        """Whether every channel was connected, as of the last look at `refusal`."""
+        return all(one.up for one in self._handshakes)
+
+    @property
     def connections(self) -> int:
-        """How often the channels have been connected, all together, as of the last look."""
+        """How often the channels have been connected, all together, as of that look."""
         return sum(one.connections for one in self._handshakes)
 
     def _suspect(self, one: Handshake) -> None:

@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
+import psutil
 import pytest
 from support import MODULE, connection_info, headless, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
@@ -125,13 +127,11 @@ def test_interrupting_a_cell(owner):
 
 
 STUBBORN = """
-import time
+import signal, time
 def spin():
-    while True:
-        try:
-            time.sleep(0.1)
-        except KeyboardInterrupt:
-            print("no", flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("be" + "gun", flush=True)
+    time.sleep(600)
 """
 
 
@@ -139,13 +139,14 @@ def test_a_cell_that_is_not_interrupted_is_left_behind(owner):
     with started("python3-curve") as (km, client):
         run_code(client, STUBBORN)
         with console(km.connection_file) as child:
-            child.sendline("print('be' + 'gun', flush=True); spin()")
+            child.sendline("spin()")
             child.expect("begun")
-            for _ in range(2):
+
+            def left_behind() -> bool:
                 child.sendintr()
-                child.expect("no\r\n")
-            child.sendintr()
-            child.expect("not interrupted; the kernel goes on with it")
+                return child.expect(["not interrupted; the kernel goes on", pexpect.TIMEOUT], 0.3) == 0
+
+            wait_for("the prompt", left_behind)
             child.expect(r"In \[\d+\]: ")
             child.sendline("exit")
             assert ends(child) == 0
@@ -341,3 +342,128 @@ def test_options_that_help_promises(tmp_path, owner):
             child.expect(r"In \[\d+\]: ")
             child.send("\x04")
             assert ends(child) == 0
+
+
+SSHD = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+PidFile none
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+"""
+SSH = """#!/bin/sh
+exec {ssh} -oUserKnownHostsFile={folder}/known -oGlobalKnownHostsFile=none -oIdentitiesOnly=yes \
+    -oBatchMode=yes -F none "$@"
+"""
+
+
+@pytest.fixture
+def sshd(tmp_path, monkeypatch) -> Iterator[tuple[str, Path, subprocess.Popen[bytes]]]:
+    """A server with keys of its own, as HOST:PORT and the user's key; ``ssh`` knows its key only."""
+    server, ssh = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin"), shutil.which("ssh")
+    if server is None or ssh is None:
+        pytest.skip("there is no sshd, which apt-get install openssh-server brings")
+    folder = tmp_path / "ssh"
+    (folder / "bin").mkdir(parents=True, mode=0o700)
+    for name in ("host", "user"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(make, check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "sshd_config").write_text(SSHD.format(port=port, folder=folder))
+    key = (folder / "host.pub").read_text()
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {key}")
+    wrapper = folder / "bin" / "ssh"
+    wrapper.write_text(SSH.format(ssh=ssh, folder=folder))
+    wrapper.chmod(0o700)
+    monkeypatch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    process = subprocess.Popen([server, "-D", "-e", "-f", str(folder / "sshd_config")])
+    try:
+
+        def ready() -> bool:
+            assert process.poll() is None
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return True
+            return False
+
+        wait_for("sshd", ready)
+        yield f"127.0.0.1:{port}", folder / "user", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def sessions(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_through_ssh(owner, sshd, tmp_path):
+    host, key, server = sshd
+    with started("python3-curve") as (km, client):
+        info = connection_file.read(km.connection_file)
+        # As the kernel's host sees it, which is not what can be reached from here.
+        copy = tmp_path / "copy.json"
+        connection_file.write(copy, info | {"ip": "0.0.0.0"})
+        before = set(tmp_path.rglob("*.json"))
+        run_code(client, "x = 41")
+        with console(str(copy), "--ssh", host, "--sshkey", str(key)) as child:
+            child.sendline("print(x + 1)")
+            child.expect("42")
+            child.expect(r"In \[\d+\]: ")
+            child.sendline("import time; print('as' + 'leep', flush=True); time.sleep(600)")
+            child.expect("asleep")
+            child.sendintr()
+            child.expect("KeyboardInterrupt")
+            child.expect(r"In \[\d+\]: ")
+            km.restart_kernel(now=True)
+            client.wait_for_ready(timeout=30)
+            child.expect("the kernel was restarted")
+            child.sendline("print('go' + 'es on')")
+            child.expect("goes on")
+            child.expect(r"In \[\d+\]: ")
+            child.sendline("exit")
+            assert ends(child) == 0
+        wait_for("the end of ssh", lambda: not sessions(server))
+        assert set(tmp_path.rglob("*.json")) == before
+        assert run_code(client, "print('alive')") == ("ok", "alive\n")
+        with console(str(copy), f"--ssh={host}", f"--sshkey={key}") as child:
+            for one in sessions(server):
+                one.kill()
+            child.expect("curve_kernel: error: the ssh connection to")
+            assert ends(child) == 1
+        with console(str(copy), f"--ssh={host}", f"--sshkey={key}") as child:
+            child.kill(signal.SIGKILL)
+            child.wait()
+        wait_for("the end of ssh", lambda: not sessions(server))
+
+
+def test_ssh_that_does_not_connect(owner, sshd, tmp_path, monkeypatch):
+    host, key, _ = sshd
+    with started("python3-curve") as (km, _):
+        file = km.connection_file
+
+        def says(*words: str, of: str) -> None:
+            fails(
+                "console", file, *words, says=f"ssh could not connect to {of}", hint="see whether `ssh"
+            )
+
+        says("--ssh", host, of=host)
+        other = tmp_path / "other"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
+        says("--ssh", host, "--sshkey", str(other), of=host)
+        says(
+            "--ssh=127.0.0.1:9",
+            of="127.0.0.1:9: ssh: connect to host 127.0.0.1 port 9: Connection refused",
+        )
+        says("--ssh=-oProxyCommand=true", of="-oProxyCommand=true: ")
+        (key.parent / "known").write_text("")
+        says("--ssh", host, "--sshkey", str(key), of=f"{host}: Host key verification failed")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        fails("console", file, "--ssh", host, says="ssh can't be run", hint="install")
