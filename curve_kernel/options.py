@@ -39,15 +39,16 @@ _HELP = "see python -m curve_kernel --help-all"
 _DASHES = "-\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 _SAYS_WHO_MAY_CONNECT = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
 # Classes that IPython or ipykernel imports only after the ports are open, or not at all in a kernel.
-_LATE_CLASSES = (
-    "IPython.core.magics.logging",
-    "IPython.core.magics.osm",
-    "IPython.core.magics.script",
-    "IPython.extensions.autoreload",
-    "IPython.extensions.storemagic",
-    "IPython.terminal.ipapp",
-    "matplotlib_inline.config",
-)
+_LATE_CLASSES = {
+    "AutoreloadMagics": "IPython.extensions.autoreload",
+    "InlineBackend": "matplotlib_inline.config",  # can't be imported without matplotlib
+    "LoggingMagics": "IPython.core.magics.logging",
+    "OSMagics": "IPython.core.magics.osm",
+    "ScriptMagics": "IPython.core.magics.script",
+    "StoreMagics": "IPython.extensions.storemagic",
+    "TerminalInteractiveShell": "IPython.terminal.interactiveshell",
+    "TerminalIPythonApp": "IPython.terminal.ipapp",
+}
 
 
 def _unknown(name: str, meant: str | None, where: str = "") -> CurveKernelError:
@@ -104,16 +105,14 @@ class Options:
             for option in _options(words)
             if "." in option and (option.startswith("--") or class_trait_opt_pattern.match(option))
         ]
-        try:
-            for *sections, trait in paths:
-                self._check_path(sections, trait, late=True)
-        except CurveKernelError:
-            app.init_path()  # an extension may lie in the current folder
-            for module in (*_LATE_CLASSES, *app.extensions, *app.extra_extensions):
-                with contextlib.suppress(Exception):  # IPython will say why it can't be loaded
-                    importlib.import_module(module)
-            for *sections, trait in paths:
-                self._check_path(sections, trait, late=True)
+        if all(self._has_effect(sections, trait) for *sections, trait in paths):
+            return
+        app.init_path()  # an extension may lie in the current folder
+        for module in (*_LATE_CLASSES.values(), *app.extensions, *app.extra_extensions):
+            with contextlib.suppress(Exception):  # IPython will say why it can't be loaded
+                importlib.import_module(module)
+        for *sections, trait in paths:
+            self._check_path(sections, trait, late=True)
 
     def check_further(self, words: Iterable[str]) -> None:
         """Check the words that are no options of this application."""
@@ -133,15 +132,13 @@ class Options:
         for path in _paths(config):
             *sections, trait = path
             name = ".".join(path)
+            if self._has_effect(sections, trait):
+                continue
             if len(sections) == 1 and sections[0] in self._sections:
-                if trait in self._traits:
-                    continue
                 meant = suggest(trait, self._own)
                 if meant or sections[0] in self._own_sections:
                     meant = meant or suggest(trait, self._traits)
                     raise _unknown(name, meant and f"{self._class.__name__}.{meant}", where)
-                continue
-            if self._taken_by_a_class(sections, trait):
                 continue
             for section in sections:
                 if section not in _classes() and suggest(section, self._own_sections, 0.8):
@@ -150,20 +147,24 @@ class Options:
                 raise _unknown(name, f"{self._class.__name__}.{meant}", where)
 
     def _check_path(self, sections: list[str], trait: str, *, late: bool) -> None:
-        ours = len(sections) == 1 and sections[0] in self._sections
-        if (ours and trait in self._traits) or self._taken_by_a_class(sections, trait):
-            return
         # Another class may still be loaded.
-        if not late and not ours:
+        wait = not late and not (len(sections) == 1 and sections[0] in self._sections)
+        if wait or self._has_effect(sections, trait):
             return
         name = "--" + ".".join([*sections, trait])
         if meant := suggest(trait, self._own):
             raise _unknown(name, self._as_option(meant))
         classes = _classes()
+        if sections[-1] in _LATE_CLASSES and sections[-1] not in classes:
+            return  # it is not installed
         section = suggest(sections[-1], classes) or ""
         traits = {name for one in classes.get(section, ()) for name in _config_traits(one)}
         closest = suggest(trait, traits)
         raise _unknown(name, closest and f"--{section}.{closest}")
+
+    def _has_effect(self, sections: list[str], trait: str) -> bool:
+        ours = len(sections) == 1 and sections[0] in self._sections
+        return (ours and trait in self._traits) or self._taken_by_a_class(sections, trait)
 
     def _taken_by_a_class(self, sections: list[str], trait: str) -> bool:
         """Whether a class has that trait, so that it takes effect where there is an object of it."""

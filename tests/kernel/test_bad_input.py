@@ -11,7 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import CHANNELS, both_keys, connection_info, refused
+from jupyter_client import KernelManager
+from support import (
+    CHANNELS,
+    both_keys,
+    check_two_lines,
+    connection_info,
+    refused,
+    run_code,
+    started,
+    wait_for,
+)
 
 from curve_kernel.keys import KeyPair
 
@@ -61,6 +71,35 @@ def test_public_key_only(tmp_path):
         '"key_distribution": "file"',
     ):
         assert words in result[1][1]
+
+
+def test_a_wrapper_that_drops_the_environment(tmp_path):
+    """The kernel must not take its launcher's file for that of a dead kernel; the hint's cure works."""
+    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "wrapped"
+    folder.mkdir(parents=True)
+    argv = ["env", "-i", f"HOME={tmp_path}", sys.executable, "-m", "curve_kernel"]
+    provisioner = {"provisioner_name": "curve-provisioner", "config": {}}
+    spec = {
+        "argv": [*argv, "--allowlist", "-f", "{connection_file}"],
+        "display_name": "wrapped",
+        "language": "python",
+        "metadata": {"kernel_provisioner": provisioner},
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    err = tmp_path / "err"
+    manager = KernelManager(kernel_name="wrapped")
+    with err.open("w") as stderr:
+        manager.start_kernel(stderr=stderr)
+    try:
+        wait_for("the kernel's end", lambda: not manager.is_alive())
+        check_two_lines(err.read_text(), "connection file", '"key_distribution": "file"')
+        assert "env -i" in err.read_text()
+    finally:
+        manager.shutdown_kernel(now=True)
+    provisioner["config"] = {"key_distribution": "file"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    with started("wrapped") as (_, client):
+        assert run_code(client, "1 + 1") == ("ok", "2")
 
 
 def test_secret_key_only(tmp_path):

@@ -123,7 +123,8 @@ os.wait()
 def test_children_end_by_signals_and_leave_the_file(tmp_path):
     file = tmp_path / "kernel.json"
     code = """
-import os, multiprocessing, signal, sys, time
+import os, multiprocessing, time, warnings
+warnings.simplefilter("ignore")  # fork, since Python 3.12
 pid = os.fork()
 if pid == 0:
     os._exit(3)

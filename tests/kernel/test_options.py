@@ -158,7 +158,7 @@ app = shell.kernel.parent
 print(shell.history_manager.enabled, app.quiet, shell.kernel.flavour, shell.kernel.debug_just_my_code,
       a, b, app.session.username, thing.max_connections, shell.cache_size, app.max_handshakes,
       app.parent_handle)"""
-    env = {"PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     popen = {"env": env, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
     with headless(*options, file=file, **popen) as (_, info), client_of(info, keys) as client:
         expected = "False False x False 1 2 somebody 4 11 77 1\n"
