@@ -1,8 +1,8 @@
-"""A peer aborts a libzmq process: it resets a connection whose inbound queue is full, with a PING in it.
+"""A peer aborts a libzmq process: it resets a connection whose queue is full, with a PING in it.
 
-libzmq 4.3.5 says "Assertion failed: !_io_error (src/stream_engine_base.cpp:310)". A plain ROUTER with its
-default options is enough. The mechanism plays no part, except that with CURVE the peer must be accepted
-first. With the argument 0, which becomes RCVHWM, the process lives.
+libzmq 4.3.5 says "Assertion failed: !_io_error (src/stream_engine_base.cpp:310)". A plain ROUTER with
+its default options is enough. The mechanism plays no part, except that with CURVE the peer must be
+accepted first. With the argument 0, which becomes RCVHWM, the process lives.
 """
 
 import socket
@@ -22,7 +22,7 @@ peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + b
 ready, ping = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", b"\x04PING\0\0"
 peer.sendall(b"\x04" + bytes([len(ready)]) + ready)
 time.sleep(0.3)
-# One read of 8 KiB takes all of it; the queue is full at 1,000 messages, and libzmq stops in the middle.
+# One read of 8 KiB takes all of it. The queue is full at 1,000 messages, and libzmq stops there.
 peer.sendall(b"\0\x01m" * 2500 + b"\x04" + bytes([len(ping)]) + ping)
 time.sleep(0.3)
 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
