@@ -13,6 +13,7 @@ from typing import Any
 
 import jupyter_client
 import psutil
+from jupyter_client.connect import port_names
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
@@ -21,7 +22,6 @@ from .wire import read_mechanism
 
 __all__ = ["KernelStatus", "find_connection_file", "inspect_kernels", "short_names"]
 
-_CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
 _SHORT = 8
@@ -142,8 +142,8 @@ def _read(path: str) -> KernelStatus:
         info = connection_file.read(path)
         kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
         kernel.channels = {
-            name: {"endpoint": _endpoint(info, int(info[f"{name}_port"])), "mechanism": ""}
-            for name in _CHANNELS
+            name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
+            for name in port_names
         }
     except CurveKernelError as error:
         kernel.problem = error.message

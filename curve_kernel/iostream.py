@@ -21,7 +21,7 @@ from . import sockets
 from .access.gate import Gate
 from .keys import KeyPair
 
-__all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper"]
+__all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper", "XPubContext"]
 
 # How many subscribers are welcomed in a second.
 _WELCOMES = 50
@@ -117,6 +117,18 @@ class CurveOutStream(OutStream):
                 yield parent, text[start:end]
                 start = end
             yield parent, text[start:]
+
+
+class XPubContext:
+    """A context that makes XPUB sockets in place of PUB sockets, which do not tell who subscribes."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+
+    def socket(self, kind: int) -> zmq.Socket[Any]:
+        """Make a socket of the context's own."""
+        made: zmq.Socket[Any] = self._context.socket(zmq.XPUB if kind == zmq.PUB else kind)
+        return made
 
 
 class HeardStream(ZMQStream):

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
+from jupyter_client.connect import channel_socket_types
 
 from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
-from .limits import CHANNELS, MESSAGE_SIZES, Limits
+from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor, Port
 from .zap import Policy
 
@@ -84,7 +85,7 @@ class Gate:
         keys = keys or self._keys
         if keys is None:
             raise RuntimeError("the secret key is forgotten: every socket is bound already")
-        domain = channel if channel in CHANNELS else ""
+        domain = channel if channel in channel_socket_types else ""
         sockets.make_server(socket, keys, self._timeout, self._message_sizes[channel], domain)
         self._monitor.watch(socket, channel)
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from .connection import Connection
 
 __all__ = [
-    "CHANNELS",
     "MESSAGE_SIZES",
     "Limits",
     "excess_connection",
@@ -23,8 +22,6 @@ __all__ = [
     "says_too_much",
     "says_too_much_in_handshake",
 ]
-
-CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 
 MESSAGE_SIZES = {
     "shell": 64 << 20,

@@ -10,13 +10,13 @@ import logging
 from typing import Any
 
 import zmq
+from jupyter_client.connect import channel_socket_types
 from zmq.auth import Authenticator
 
 from .allowlist import MANAGER, OWN_CLIENT, AuthorizedClients
 from .audit import AuditLog, Reason
 from .connection import Peer
 from .connections import Connections
-from .limits import CHANNELS
 
 __all__ = ["ClientAuthenticator", "Policy"]
 
@@ -92,7 +92,7 @@ class ClientAuthenticator(Authenticator):
         self._connections = connections
         self._audit = audit
         self._address = self._user_id = ""
-        for channel in CHANNELS:
+        for channel in channel_socket_types:
             self.configure_curve_callback(channel, self)
 
     def answer(self, request: list[bytes]) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import socket as stdlib_socket
-import sys
 import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jupyter_client
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
@@ -29,6 +25,7 @@ from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
+from .ports import HeldPorts
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -80,7 +77,6 @@ class CurveProvisioner(LocalProvisioner):
     )
 
     _keys: KeyPair | None = None
-    _held_ports: tuple[stdlib_socket.socket, ...] = ()
     _allowlist: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -91,10 +87,10 @@ class CurveProvisioner(LocalProvisioner):
                 "in its kernelspec's config there can be key_distribution and message_signing",
             )
         super().__init__(**kwargs)
+        self._held_ports = HeldPorts()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
-        _require_jupyter_client()
         keys.require_curve()
         km = self.parent
         if km is None:
@@ -122,12 +118,12 @@ class CurveProvisioner(LocalProvisioner):
                 km.connection_file,
                 {"curve_publickey": public_key, "curve_secretkey": secret_key},
             )
-            self._tell_manager()
+            self._set_manager_keys()
             self.connection_info = km.get_connection_info()
         else:
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
-        self._hold_ports(km)
+        self._held_ports.hold(km.transport, km.ip, km.ports)
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -142,7 +138,7 @@ class CurveProvisioner(LocalProvisioner):
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
-            self._release_ports()
+            self._held_ports.release()
             raise
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -158,40 +154,20 @@ class CurveProvisioner(LocalProvisioner):
         try:
             await super().post_launch(**kwargs)
             if self.key_distribution == "env":
-                km = self._tell_manager()
+                km = self._set_manager_keys()
                 km._close_control_socket()
                 km._connect_control_socket()
                 public_key = self._keys.public_key.decode()
                 connection_file.update(km.connection_file, {"curve_publickey": public_key})
-            if problem := await self._find_problem():
+            if problem := await self._verify_encryption():
                 raise problem
         except CurveKernelError:
             await self._end_kernel()
             raise
         finally:
-            self._release_ports()
+            self._held_ports.release()
 
-    def _hold_ports(self, km: Any) -> None:
-        """Bind the kernel's ports until it has done so, or an outgoing connection may get one.
-
-        On Linux a socket that does not listen lets another one with SO_REUSEADDR have its port.
-        """
-        self._release_ports()
-        if km.transport != "tcp" or sys.platform != "linux":
-            return
-        for channel in ("shell", "stdin", "control", "iopub", "hb"):
-            held = stdlib_socket.socket()
-            held.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            self._held_ports += (held,)
-            with contextlib.suppress(OSError):  # the kernel will say which, and why
-                held.bind((km.ip, getattr(km, f"{channel}_port")))
-
-    def _release_ports(self) -> None:
-        for held in self._held_ports:
-            held.close()
-        self._held_ports = ()
-
-    async def _find_problem(self) -> CurveKernelError | None:
+    async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
         assert self._keys is not None
         km: Any = self.parent
@@ -261,11 +237,11 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
-        self._release_ports()
+        self._held_ports.release()
         if not restart:
             self._keys = None
 
-    def _tell_manager(self) -> Any:
+    def _set_manager_keys(self) -> Any:
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
@@ -293,15 +269,6 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
         return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
     same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
     return curve_folder() if same else None
-
-
-def _require_jupyter_client() -> None:
-    if jupyter_client.version_info < (8, 9):
-        raise StartError(
-            f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
-            " encrypt, 8.9 is needed",
-            "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
-        )
 
 
 def _presenting_keys(factory: type) -> type:
