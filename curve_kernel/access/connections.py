@@ -63,11 +63,15 @@ class Connections:
 
     def disconnected(self, connection: Connection) -> None:
         """Take note that *connection* is disconnected; if it is in its handshake, it counts no more."""
-        key = connection.channel, connection.descriptor
-        if self.handshaking.get(key) is connection:
+        if self.is_handshaking(connection):
+            key = connection.channel, connection.descriptor
             self.leaving[key] = self.handshaking.pop(key)
 
-    def the_only_one_in_its_handshake(self, channel: str) -> Connection | None:
+    def is_handshaking(self, connection: Connection) -> bool:
+        """Whether the handshake of *connection* goes on, as far as this table was told."""
+        return self.handshaking.get((connection.channel, connection.descriptor)) is connection
+
+    def only_handshake_of(self, channel: str) -> Connection | None:
         """Return the connection of *channel* whose handshake has just succeeded, if that is certain.
 
         None leaves `handshaking` or `leaving` before the event of its success has been taken in.
@@ -107,7 +111,7 @@ class Connections:
     def got_ready(self, connection: Connection) -> None:
         """Take note that the handshake of *connection* is over."""
         key = connection.channel, connection.descriptor
-        if self.handshaking.get(key) is connection:
+        if self.is_handshaking(connection):
             del self.handshaking[key]
         self.ready[key] = connection
         connection.is_ready = True

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jupyter_client
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
@@ -91,6 +92,7 @@ class CurveProvisioner(LocalProvisioner):
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
+        _require_jupyter_client()
         keys.require_curve()
         km = self.parent
         if km is None:
@@ -269,6 +271,16 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
         return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
     same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
     return curve_folder() if same else None
+
+
+def _require_jupyter_client() -> None:
+    # pip warns and goes on, where another package wants an older one.
+    if jupyter_client.version_info < (8, 9):
+        raise StartError(
+            f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
+            " encrypt, 8.9 is needed",
+            "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
+        )
 
 
 def _presenting_keys(factory: type) -> type:
