@@ -322,9 +322,8 @@ class Monitor:
         elif event == zmq.EVENT_ACCEPTED:
             self._accepted(Connection(channel, value, self._connections.number, listener.name))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            connection = self._connections.the_only_one_in_its_handshake(channel)
-            if connection is not None:
-                self._got_ready(connection)
+            for ready in self._connections.succeeded(channel):
+                self._got_ready(ready)
         elif event == zmq.EVENT_DISCONNECTED:
             connection = self._connections.ended(channel, value)
             if connection is not None:
