@@ -1,14 +1,44 @@
-"""``python -m curve_kernel``: the kernel, or one of its subcommands."""
+"""``python -m curve_kernel`` and ``curve-kernel``: the kernel, or one of its commands."""
 
 import gc
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
+from curve_kernel import __version__
+from curve_kernel.commands import COMMANDS, help_text
+
+
+def main() -> None:
+    """Run what the command line asks for; only a kernel waits for ipykernel's import."""
     # As ipykernel_launcher does: a notebook's folder must not shadow the modules that start it.
     if sys.path[0] == "" or Path(sys.path[0]) == Path.cwd():
         del sys.path[0]
 
+    words = sys.argv[1:]
+    if words[:1] == ["help"]:
+        words = [*words[1:], "-h"]
+    options = words[: words.index("--")] if "--" in words else words
+    if words and words[0] in COMMANDS:
+        _run_command(words[0], words[1:])
+    elif "--help-all" in options:
+        _run_kernel()
+    elif "-h" in options or "--help" in options:
+        print(help_text())  # noqa: T201
+    elif "-V" in options or "--version" in options:
+        print(__version__)  # noqa: T201
+    else:
+        _run_kernel()
+
+
+def _run_command(name: str, words: list[str]) -> None:
+    from traitlets.utils.importstring import import_item
+
+    app = import_item(COMMANDS[name][0]).instance()
+    app.initialize(words)
+    app.start()
+
+
+def _run_kernel() -> None:
     # What is allocated until the kernel is ready stays. Looking through it for garbage, every 700
     # objects, takes a tenth of the time that a start takes.
     threshold, at_start = gc.get_threshold(), 100_000
@@ -23,3 +53,7 @@ if __name__ == "__main__":
         gc.unfreeze()  # into the oldest generation, without a look at it
         gc.set_threshold(*threshold)
     app.start()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,31 +7,29 @@ CURVE support (7.3 and later).
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ipaddress
 import logging
 import os
-import resource
 import shlex
+import signal
 import socket
 import stat
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import ipykernel
 import zmq
 from ipykernel import kernelapp
+from ipykernel.iostream import IOPubThread
 from ipykernel.ipkernel import IPythonKernel
-from ipykernel.kernelapp import IPKernelApp
-from ipykernel.kernelbase import Kernel
+from ipykernel.kernelapp import IPKernelApp, kernel_aliases, kernel_flags
 from jupyter_client.connect import KernelConnectionInfo
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop
 from traitlets import (
     CaselessStrEnum,
     Dict,
@@ -43,74 +41,28 @@ from traitlets import (
     Unicode,
     default,
 )
+from traitlets.config import Config
 from traitlets.utils import filefind
 
 from . import __version__, connection_file, keys, sockets
 from .access.allowlist import AuthorizedClients
-from .access.authorization import AuditLog, ClientAuthenticator, HandshakeMonitor, Port
-from .errors import CurveKernelError, fail
+from .access.gate import Gate
+from .access.limits import CHANNELS, MESSAGE_SIZES, Limits
+from .access.monitor import Port
+from .commands import COMMANDS, DESCRIPTION
+from .errors import CurveKernelError, fail, suggest
 from .heartbeat import CurveHeartbeat
-from .iostream import CurveIOPubThread
+from .iostream import CurveIOPubThread, HeardStream, StdinReaper
 from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
-from .sockets import Limits
+from .options import JSONConfigFile, OptionLoader, Options, PyConfigFile
+from .signals import call_at_end
 
 __all__ = ["CurveKernelApp"]
 
-_CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
-# What a client has to send there: subscriptions, pings, text, code and uploads.
-_MESSAGE_SIZES = {
-    "shell": 64 << 20,
-    "stdin": 16 << 20,
-    "control": 16 << 20,
-    "iopub": 1 << 10,
-    "hb": 4 << 10,
-    "pipe": 64 << 20,
-}
-_OPEN_FILES = 8192
-# Subscriptions of a client that wait until libzmq has taken in those before. It does that inside a call
-# that holds the interpreter lock, for as long as there are more.
-_SUBSCRIPTIONS = 4
+_LOG_FORMAT = "[%(name)s %(asctime)s {}]%(highlevel)s %(message)s"
 _BIND_HINT = "give every channel a free port and the kernel an address of this machine"
-
-
-class StdinReaper:
-    """Lets go, every second, of what libzmq holds for clients of stdin that have left.
-
-    libzmq takes a connection's queues (35 KiB) apart when its socket is next used, and nobody uses
-    stdin until a cell asks for input. A socket is for one thread at a time, and any thread of a cell
-    may ask, so while somebody asks nothing is done here.
-    """
-
-    def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:
-        self._socket = socket
-        self._lock = threading.RLock()  # a signal's handler may ask
-        self._asking: set[int] = set()
-        for name in ("raw_input", "getpass"):
-            setattr(kernel, name, self._counted(getattr(kernel, name)))
-
-    def start(self) -> None:
-        """Start, on the event loop of this thread."""
-        PeriodicCallback(self._reap, 1000).start()
-
-    def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
-        @wraps(ask)
-        def asking(*args: Any, **kwargs: Any) -> str:
-            thread = threading.get_ident()
-            with self._lock:
-                self._asking.add(thread)
-            try:
-                return ask(*args, **kwargs)
-            finally:
-                self._asking.discard(thread)
-
-        return asking
-
-    def _reap(self) -> None:
-        with self._lock:
-            if not self._asking and not self._socket.closed:
-                self._socket.get(zmq.EVENTS)
 
 
 @contextmanager
@@ -124,6 +76,17 @@ def _in_place_of_upstream(**classes: Any) -> Iterator[None]:
         vars(kernelapp).update(before)
 
 
+class _XPubContext:
+    """A context that makes XPUB sockets in place of PUB sockets."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+
+    def socket(self, kind: int) -> zmq.Socket[Any]:
+        socket: zmq.Socket[Any] = self._context.socket(zmq.XPUB if kind == zmq.PUB else kind)
+        return socket
+
+
 class CurveKernelApp(IPKernelApp):
     """An IPython kernel whose every bound socket is a CURVE server.
 
@@ -131,12 +94,7 @@ class CurveKernelApp(IPKernelApp):
     """
 
     version = Unicode(__version__)
-    description = Unicode(
-        """An IPython kernel whose every socket is encrypted (CurveZMQ).
-
-        Its key pair comes from $JUPYTER_CURVE_SECRETKEY, $JUPYTER_CURVE_SECRETKEY_FILE or the
-        connection file; without a connection file it makes its own. There is no plaintext mode."""
-    )
+    description = Unicode(DESCRIPTION)
     examples = Unicode(
         'python -m curve_kernel install           # the tile "Python 3 (CurveZMQ)"\n'
         "python -m curve_kernel                   # a kernel with a key pair of its own\n"
@@ -146,22 +104,27 @@ class CurveKernelApp(IPKernelApp):
         """Subcommands are launched as `python -m curve_kernel cmd [args]`. For information on using
         subcommand 'cmd', do: `python -m curve_kernel cmd -h`."""
     )
-    subcommands = Dict(
+    subcommands = Dict(COMMANDS)
+    aliases = Dict(
         {
-            "install": (
-                "curve_kernel.cli.install.InstallApp",
-                "install the kernelspec: Python 3 (CurveZMQ)",
-            ),
-            "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
-            "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
-            "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
-            "clients": ("curve_kernel.cli.clients.ClientsApp", "show who may connect"),
-            "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
-            "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
-            "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
-            "doctor": ("curve_kernel.cli.doctor.DoctorApp", "see whether this environment can encrypt"),
+            **kernel_aliases,
+            "client-authorization": "CurveKernelApp.client_authorization",
+            # ipykernel had these two before launchers said it in the environment.
+            "parent": "IPKernelApp.parent_handle",
+            "interrupt": "IPKernelApp.interrupt",
         }
     )
+    flags = Dict(
+        {
+            **kernel_flags,
+            "allowlist": (
+                {"CurveKernelApp": {"client_authorization": "allowlist"}},
+                "Let only the clients that are listed in authorized_clients connect.",
+            ),
+        }
+    )
+    python_config_loader_class = PyConfigFile
+    json_config_loader_class = JSONConfigFile
 
     client_authorization = CaselessStrEnum(
         ["any", "allowlist"],
@@ -194,32 +157,34 @@ class CurveKernelApp(IPKernelApp):
         min=1,
         config=True,
         help="""Connections that may be in their handshake at the same time, on all ports together;
-        the oldest is cut for a newer one. Never more than a quarter of the open files that the
+        the oldest is disconnected for a newer one. Never more than a quarter of the open files that the
         process may have, so that code can always open some.""",
     )
     max_connections = Int(
         512,
         min=1,
         config=True,
-        help="""Connections that clients other than the manager may have, on all ports together; of
-        whoever has the most the oldest is cut for a newer one. Never more than an eighth of the open
-        files that the process may have.""",
+        help="""Connections that clients may have that are not listed, on all ports together; the
+        oldest of the address that has the most is disconnected for a newer one. A quarter of that
+        number on each port of clients that are not known yet, and on the heartbeat. Never more than
+        an eighth of the open files that the process may have.""",
     )
     max_message_size = Dict(
         value_trait=Int(min=4096),
-        key_trait=Enum(list(_MESSAGE_SIZES)),
+        key_trait=Enum(list(MESSAGE_SIZES)),
         config=True,
         help="""Bytes in one frame that a channel takes, which holds for the handshake too: libzmq hangs
         up on a larger one. Give what is to differ, such as shell=1073741824.""",
     )
 
     _keys: KeyPair | None = None
-    _own_client_keys: KeyPair
     _environment: EnvironmentSecret
-    _authenticator: ClientAuthenticator | None = None
-    _monitor: HandshakeMonitor | None = None
+    _gate: Gate | None = None
+    # Who can read the secret key in the connection file knows the kernel's manager's key.
+    _secret_is_in_file = False
     _stdin_reaper: StdinReaper | None = None
     _secret_file_mode = 0o600
+    _made_file = False
     server_key: bytes = b""
 
     @default("authorized_clients")
@@ -235,31 +200,90 @@ class CurveKernelApp(IPKernelApp):
         except CurveKernelError as error:
             fail(error)
 
+    @default("log_format")
+    def _default_log_format(self) -> str:
+        return _LOG_FORMAT.format("pid %(process)d")
+
+    @cached_property
+    def _options(self) -> Options:
+        return Options(self, CurveKernelApp)
+
     def parse_command_line(self, argv: list[str] | None = None) -> None:
         """Parse the command line; a word that is neither an option nor a command is an error.
 
         With a connection file there is a launcher, and some hand down words of their own (`jupyter run
         FILE`), which upstream passes over.
         """
+        words = sys.argv[1:] if argv is None else argv
+        if words and not words[0].startswith("-") and words[0] not in {*self.subcommands, "help"}:
+            raise self._no_command(words[0])
         super().parse_command_line(argv)
         if self.subapp is None and self.extra_args and not self.connection_file:
+            raise self._no_command(self.extra_args[0])
+
+    def _no_command(self, word: str) -> CurveKernelError:
+        meant = suggest(word, self.subcommands)
+        if word.endswith(".json"):
+            meant = f"-f {shlex.quote(word)}"
+        hint = "see python -m curve_kernel --help"
+        return CurveKernelError(
+            f"no such command: {word}",
+            f"did you mean python -m curve_kernel {meant}? {hint}" if meant else hint,
+        )
+
+    def _create_loader(self, *args: Any, **kwargs: Any) -> OptionLoader:
+        kwargs = {"log": self.log, "subcommands": self.subcommands, **kwargs}
+        return OptionLoader(self._options, *args, **kwargs)
+
+    def update_config(self, config: Config) -> None:
+        """Take in *config*, or leave if it has a value that an option of the application can't take."""
+        try:
+            super().update_config(config)
+        except TraitError as error:
+            fail(CurveKernelError(str(error).rstrip("."), "see python -m curve_kernel --help-all"))
+
+    def load_config_file(self, *args: Any, **kwargs: Any) -> None:
+        """Load the configuration files; that which the command line names must be there."""
+        super().load_config_file(*args, **kwargs)
+        if self.extra_config_file:
+            name = os.path.splitext(self.extra_config_file)[0]  # noqa: PTH122, as upstream does
+            for ending in (".py", ".json"):
+                with contextlib.suppress(OSError):
+                    filefind(name + ending, self.config_file_paths)
+                    return
             raise CurveKernelError(
-                f"no such command: {self.extra_args[0]}",
-                "see python -m curve_kernel --help",
+                f"there is no configuration file {name}.py or {name}.json",
+                "name one that is there, or leave out the option config",
             )
 
     def init_connection_file(self) -> None:
         """Read the connection file, if there is one, and find the key pair."""
         keys.require_curve()
-        # traitlets warns and goes on, and what a misspelt option was to change would stay as it is.
-        if unknown := sorted(
-            set(self.config[type(self).__name__]) - set(self.trait_names(config=True))
-        ):
+        self._options.check_late(self.argv, self)
+        self._options.check_config(self.config, self.loaded_config_files)
+        info = self._read_connection_file()
+        if self.log_format == self._default_log_format():
+            name = Path(self.connection_file).stem.replace("%", "%%")
+            self.log_format = _LOG_FORMAT.format(name)
+        self._keys = find(self._environment, info, self.abs_connection_file)
+        del self._environment
+        ports = [(info or {}).get(f"{name}_port", 0) for name in CHANNELS]
+        if info is None or "curve_publickey" not in info or 0 in ports:
+            connection_file.check(self.abs_connection_file)
+        if info is None:
+            self._made_file = True
+            call_at_end(self.cleanup_connection_file)
+        else:
+            self._load_connection_info(cast(KernelConnectionInfo, info))
+        if self.client_authorization == "any" and not self.session.key:
             raise CurveKernelError(
-                f"there is no option CurveKernelApp.{unknown[0]}",
-                "see python -m curve_kernel --help-all, and the configuration files",
+                "messages are not signed and any client may connect",
+                "use --client-authorization=allowlist, or a connection file with a key",
             )
-        info = None
+        self.server_key = self._keys.public_key
+
+    def _read_connection_file(self) -> dict[str, Any] | None:
+        """Return the connection file's content, or None if the kernel is to make the file."""
         try:
             if not self.connection_file:
                 # Upstream would also take a file of this name that somebody left, here or in the
@@ -274,28 +298,24 @@ class CurveKernelApp(IPKernelApp):
             # A name without a folder belongs into the runtime folder. None is to follow os.chdir.
             self.connection_file = str(Path(self.abs_connection_file).absolute())
             self._create_connection_folder()
-        else:
-            info = connection_file.read(self.connection_file)
-            if "curve_secretkey" in info:
-                self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
-        self._keys = find(self._environment, info, self.abs_connection_file)
-        del self._environment
-        ports = [(info or {}).get(f"{name}_port", 0) for name in _CHANNELS]
-        if info is None or "curve_publickey" not in info or 0 in ports:
-            connection_file.check(self.abs_connection_file)
-        if info is None:
-            atexit.register(self.cleanup_connection_file)
-        else:
-            self._load_connection_info(cast(KernelConnectionInfo, info))
-        if self.client_authorization == "any" and not self.session.key:
-            raise CurveKernelError(
-                "messages are not signed and any client may connect",
-                "use --CurveKernelApp.client_authorization=allowlist, or a connection file with a key",
-            )
-        self.server_key = self._keys.public_key
-        # Upstream's own names for the pair: since 7.3 they keep its plaintext warning away. They are
-        # emptied as soon as every socket is bound.
-        self.curve_publickey, self.curve_secretkey = self._keys.public_key, self._keys.secret_key
+            return None
+        info = connection_file.read(self.connection_file)
+        if not self._environment.given and connection_file.is_from_kernel(self.connection_file, info):
+            name = f"curve_publickey in connection file {self.connection_file}"
+            keys.parse(info["curve_publickey"], name)
+            connection_file.check_ended(self.connection_file, info)
+            return None
+        if "curve_secretkey" in info:
+            self._secret_is_in_file = True
+            self._secret_file_mode = stat.S_IMODE(Path(self.connection_file).stat().st_mode)
+        return info
+
+    def cleanup_connection_file(self) -> None:
+        """Remove the connection file, unless another kernel has taken its name."""
+        with contextlib.suppress(CurveKernelError):
+            content = connection_file.read(self.abs_connection_file)
+            if content.get("curve_publickey") == self.server_key.decode():
+                super().cleanup_connection_file()
 
     def _create_connection_folder(self) -> None:
         path = Path(self.abs_connection_file)
@@ -327,57 +347,41 @@ class CurveKernelApp(IPKernelApp):
         # Code may change the working directory, and another folder would say who may connect.
         folder = Path(self.authorized_clients).expanduser().absolute()
         self.authorized_clients = str(folder)
-        self._authorized = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning)
         if self.client_authorization == "allowlist":
-            self._authorized.check()
-        super().init_sockets()
-
-    def _limits(self, channel: str) -> Limits:
-        size = self.max_message_size.get(channel, _MESSAGE_SIZES[channel])
-        return Limits(self.handshake_timeout, size)
-
-    def _connection_limits(self) -> tuple[int, int]:
-        """Make room for more open files, if that is allowed, and say how many others may have.
-
-        Of handshakes, and of connections after it; each of either takes two.
-        """
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # libzmq accepts faster than anybody can cut. What it takes for a moment must not be missed.
-        unlimited = resource.RLIM_INFINITY
-        room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
-        if soft != unlimited and soft < room:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
-            soft = room
-        files = max(soft, 8) if soft != unlimited else sys.maxsize
-        return min(self.max_handshakes, files // 4), min(self.max_connections, files // 8)
-
-    def _start_authorization(self, context: zmq.Context[Any]) -> HandshakeMonitor:
-        """Start answering ZAP requests and watching handshakes, before the first port opens."""
-        audit = AuditLog(self.log)
-        self._own_client_keys = KeyPair.generate()
-        self._monitor = HandshakeMonitor(context, audit, *self._connection_limits())
-        self._monitor.start()
-        self._authenticator = ClientAuthenticator(
-            context,
-            self.server_key,
-            self._own_client_keys.public_key,
-            self._authorized,
-            anybody=self.client_authorization == "any",
-            monitor=self._monitor,
+            clients.check()
+        assert self._keys is not None
+        allow_any = self.client_authorization == "any"
+        self._gate = Gate(
+            self._keys,
+            clients,
+            Limits(self.handshake_timeout, self.max_handshakes, self.max_connections),
+            self.log,
+            allow_any=allow_any,
+            open_heartbeat=allow_any or self._secret_is_in_file,
+            message_sizes=self.max_message_size,
         )
-        self._authenticator.start()
-        return self._monitor
+        self._keys = None
+        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
+        self.curve_secretkey = b"in the gate"
+        try:
+            super().init_sockets()
+        finally:
+            self.curve_secretkey = None
 
     def bound_ports(self) -> list[Port]:
         """Return every bound socket, as libzmq tells of it, and who is connected."""
-        return self._monitor.ports() if self._monitor is not None else []
+        return self._gate.ports() if self._gate is not None else []
+
+    @property
+    def access_problem(self) -> str:
+        """Why nobody new is accepted, or empty."""
+        return self._gate.problem if self._gate is not None else ""
 
     def close(self) -> None:
-        """Stop letting clients in, then close the sockets."""
-        if self._monitor is not None:
-            self._monitor.stop()
-        if self._authenticator is not None:
-            self._authenticator.stop()
+        """Stop accepting clients, then close the sockets."""
+        if self._gate is not None:
+            self._gate.close()
         super().close()
 
     def _check_addresses(self) -> None:
@@ -391,7 +395,7 @@ class CurveKernelApp(IPKernelApp):
             return  # the name of an interface, which libzmq resolves
         probes: dict[int, socket.socket] = {}
         try:
-            for channel in _CHANNELS:
+            for channel in CHANNELS:
                 port = max(getattr(self, f"{channel}_port"), 0)
                 if port and port in probes:
                     raise self._bind_error(channel, port, "another channel has that port")
@@ -416,46 +420,46 @@ class CurveKernelApp(IPKernelApp):
         )
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
-        """Make *s* a CURVE server and bind it; upstream calls this for every channel but hb."""
-        assert self._keys is not None
-        channel = next(name for name in _CHANNELS if getattr(self, f"{name}_socket", None) is s)
-        monitor = self._monitor or self._start_authorization(s.context)
-        sockets.make_server(s, self._keys, self._limits(channel), zap_domain=channel)
-        if channel == "iopub":
-            s.rcvhwm = _SUBSCRIPTIONS
-        monitor.watch(s, channel)
+        """Make *s* a guarded CURVE server and bind it; upstream calls this for every channel but hb."""
+        assert self._gate is not None
+        channel = next(name for name in CHANNELS if getattr(self, f"{name}_socket", None) is s)
+        self._gate.guard(s, channel)
         try:
             return int(super()._bind_socket(s, port))
         except zmq.ZMQError as error:
             # An open socket would keep the context from ending at exit.
-            monitor.stop()
+            self._gate.close()
             s.close(linger=0)
             raise self._bind_error(channel, port, error) from None
 
+    def _apply_curve_server_options(self, socket: zmq.Socket[Any]) -> None:
+        """Do nothing: since 7.3 upstream would set options that the gate sets."""
+
     def _apply_curve_client_options(self, socket: zmq.Socket[Any]) -> None:
         """Make *socket* a CURVE client of this kernel; upstream calls this since 7.3."""
-        sockets.make_client(socket, self._own_client_keys, self.server_key)
+        assert self._gate is not None
+        sockets.make_client(socket, self._gate.own_client_keys, self.server_key)
 
     def init_control(self, context: zmq.Context[Any]) -> None:
         """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""
-        assert self._keys is not None
+        assert self._gate is not None
         # Before 7.3 upstream creates and connects debug_shell_socket without any CURVE option.
-        with sockets.client_defaults(context, self._own_client_keys, self._keys.public_key):
+        with sockets.client_defaults(context, self._gate.own_client_keys, self.server_key):
             super().init_control(context)
 
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         """Bind iopub and start its thread, with an encrypted pipe for forked children."""
-        thread = partial(CurveIOPubThread, limits=self._limits("pipe"), monitor=self._monitor)
-        with _in_place_of_upstream(IOPubThread=thread):
-            super().init_iopub(context)
+        assert self._gate is not None
+        subscribers: Any = context
+        if not hasattr(IOPubThread, "_setup_xpub_listener"):
+            subscribers = _XPubContext(context)  # upstream's PUB socket does not tell who subscribes
+        with _in_place_of_upstream(IOPubThread=partial(CurveIOPubThread, gate=self._gate)):
+            super().init_iopub(subscribers)
 
     def init_heartbeat(self) -> None:
         """Start the heart beating, and make sure that it does."""
-        assert self._keys is not None
-        heart = partial(
-            CurveHeartbeat, keys=self._keys, limits=self._limits("hb"), monitor=self._monitor
-        )
-        with _in_place_of_upstream(Heartbeat=heart):
+        assert self._gate is not None
+        with _in_place_of_upstream(Heartbeat=partial(CurveHeartbeat, gate=self._gate)):
             super().init_heartbeat()
         self._check_iopub_pipe_and_heartbeat()
         heartbeat = cast(CurveHeartbeat, self.heartbeat)
@@ -464,7 +468,7 @@ class CurveKernelApp(IPKernelApp):
         except zmq.ZMQError as error:
             raise self._bind_error("hb", self.hb_port, error) from None
         self.hb_port = heartbeat.port
-        self._keys = self.curve_secretkey = None
+        self._gate.forget_secret()
 
     def _check_iopub_pipe_and_heartbeat(self) -> None:
         ours = isinstance(self.iopub_thread, CurveIOPubThread)
@@ -480,18 +484,24 @@ class CurveKernelApp(IPKernelApp):
             from .debugger import portless
 
             reason = portless.install()
-            super().init_kernel()
+            self._init_kernel()
             reason = reason or portless.check(self.kernel)
             if reason:
                 self.log.warning("There is no debugger: %s", reason)
         else:
-            super().init_kernel()
+            self._init_kernel()
         self._stdin_reaper = StdinReaper(self.kernel, self.stdin_socket)
+
+    def _init_kernel(self) -> None:
+        assert self._gate is not None
+        channels = {self.shell_socket: "shell", self.control_socket: "control"}
+        with _in_place_of_upstream(ZMQStream=partial(HeardStream, gate=self._gate, channels=channels)):
+            super().init_kernel()
 
     def start(self) -> None:
         """Run until the kernel is told to end."""
-        if self._stdin_reaper is not None:
-            self._stdin_reaper.start()
+        if self._stdin_reaper is not None and self._gate is not None:
+            self._gate.on_ended("stdin", self._stdin_reaper.start(IOLoop.current()))
         super().start()
 
     def init_shell(self) -> None:
@@ -512,27 +522,37 @@ class CurveKernelApp(IPKernelApp):
             "signature_scheme": self.session.signature_scheme,
             "curve_publickey": self.server_key.decode(),
         }
-        info.update({f"{name}_port": getattr(self, f"{name}_port") for name in _CHANNELS})
-        if Path(path).exists():
-            connection_file.update(path, info)
+        info.update({f"{name}_port": getattr(self, f"{name}_port") for name in CHANNELS})
+        if self._made_file:
+            connection_file.write(path, {**connection_file.origin(), **info})
         else:
-            connection_file.write(path, {"kernel_name": "", **info})
+            connection_file.update(path, info)
 
     def log_connection_info(self) -> None:
-        """Say that the kernel is encrypted, name its public key, and tell how to connect."""
-        server_key = self.server_key.decode()
-        self.log.info("Every channel is encrypted (CURVE); server key: %s", server_key)
+        """Say that the kernel is encrypted, who may connect, and how."""
         if self._secret_file_mode & 0o077:
             self.log.warning(
                 "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
                 self.abs_connection_file,
                 self._secret_file_mode,
             )
-        super().log_connection_info()
+        file = shlex.quote(self.abs_connection_file)
+        listed = f"the clients listed in {shlex.quote(self.authorized_clients)}"
+        anybody = self.client_authorization == "any"
+        lines = [
+            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
+            f"Connection file: {file}",
+            f"May connect: {'anybody with the connection file' if anybody else listed}",
+            f"To connect: python -m curve_kernel console --existing {file}",
+        ]
+        for line in lines:
+            self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
-            print(
-                f"Every channel is encrypted (CURVE); server key: {server_key}\n"
-                f"Connection file: {shlex.quote(self.abs_connection_file)}",
-                file=sys.__stdout__,
-                flush=True,
-            )
+            ends = f"The kernel, process {os.getpid()}, ends on Ctrl-\\ or `kill {os.getpid()}`"
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                ends += (
+                    ",\nand with this terminal (SIGHUP). To keep it, start it in tmux, or with nohup or"
+                    " setsid: see docs/remote.md"
+                )
+            print(*lines, ends, sep="\n", file=sys.__stdout__, flush=True)
+        self._ports = {name: getattr(self, f"{name}_port") for name in CHANNELS}

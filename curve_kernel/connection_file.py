@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import files
 from .errors import CurveKernelError
 
-__all__ = ["check", "read", "update", "write"]
+__all__ = ["check", "check_ended", "is_from_kernel", "origin", "read", "update", "write"]
+
+_CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -26,7 +29,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = json.loads(files.read(path)[0])
     except OSError as error:
-        raise CurveKernelError(f"{name} can't be read: {error.strerror}", hint) from None
+        can = "may not" if isinstance(error, PermissionError) else "can't"
+        raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
         # The line only: some of the parser's messages quote the file.
         where = f", see line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -88,3 +92,64 @@ def update(
     after.update(changes)
     if after != before:
         write(path, after)
+
+
+def origin() -> dict[str, Any]:
+    """Return what a kernel writes into a file that it makes itself, and a launcher does not."""
+    return {"kernel_name": "", "hostname": socket.gethostname()}
+
+
+def is_from_kernel(path: str | os.PathLike[str], info: Mapping[str, Any]) -> bool:
+    """Whether a kernel of this user, on this machine, made the connection file at *path* itself.
+
+    A launcher names the kernelspec in its file, or leaves the ports to the kernel. Its kernel may be
+    starting, and its file is not to be replaced.
+    """
+    status = os.stat(path)  # noqa: PTH116
+    return (
+        status.st_uid == os.geteuid()
+        and not status.st_mode & 0o077
+        and not info.get("kernel_name")
+        and info.get("hostname", socket.gethostname()) == socket.gethostname()
+        and "curve_publickey" in info
+        and "curve_secretkey" not in info
+        and all(isinstance(info.get(f"{name}_port"), int) for name in _CHANNELS)
+        and all(info[f"{name}_port"] > 0 for name in _CHANNELS)
+    )
+
+
+def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
+    """Make sure that the kernel that made the connection file at *path* has ended.
+
+    Raises
+    ------
+    CurveKernelError
+        If somebody holds one of its ports, or that can't be told.
+    """
+    for name in _CHANNELS:
+        try:
+            free = _is_free(info, info[f"{name}_port"])
+        except (OSError, OverflowError, TypeError, KeyError):
+            free = False
+        if not free:
+            raise CurveKernelError(
+                f"connection file {os.fspath(path)} belongs to a kernel that may be running:"
+                f" its {name} port is in use, or not of this machine",
+                "connect to it with python -m curve_kernel console --existing, or name another file",
+            )
+
+
+def _is_free(info: Mapping[str, Any], port: int) -> bool:
+    if info.get("transport") == "ipc":
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(1)
+            try:
+                peer.connect(f"{info['ip']}-{port}")
+            except (FileNotFoundError, ConnectionRefusedError):
+                return True
+            return False
+    with socket.socket() as probe:
+        # A port whose last connection is still closing counts as free, one with a listener does not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((info["ip"], port))
+        return True

@@ -11,9 +11,10 @@ Neither line ever holds a secret key, nor the text that was given in place of on
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = ["CurveKernelError", "fail"]
+__all__ = ["CurveKernelError", "fail", "suggest"]
 
 
 class CurveKernelError(Exception):
@@ -41,3 +42,16 @@ def fail(error: CurveKernelError) -> NoReturn:
     for kind, text in (("error", error.message), ("hint", error.hint)):
         print(f"curve_kernel: {kind}: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
     sys.exit(1)
+
+
+def suggest(word: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:
+    """Return the one of *names* that *word* is most likely meant to be, or None."""
+    from difflib import get_close_matches  # only an error needs it
+
+    plain = {_plain(name): name for name in names}
+    matches = get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
+    return plain[matches[0]] if matches else None
+
+
+def _plain(name: str) -> str:
+    return name.strip("-").lower().replace("-", "_")

@@ -8,50 +8,43 @@ from typing import Any
 import zmq
 from ipykernel.heartbeat import Heartbeat
 
-from . import sockets
-from .access.authorization import HandshakeMonitor
-from .keys import KeyPair
-from .sockets import Limits
+from .access.gate import Gate
 
 __all__ = ["CurveHeartbeat"]
 
 
 class CurveHeartbeat(Heartbeat):
-    """A heartbeat whose socket is a CURVE server, natively so only since ipykernel 7.3."""
+    """A heartbeat whose socket is a guarded CURVE server.
 
-    def __init__(
-        self,
-        *args: Any,
-        keys: KeyPair,
-        limits: Limits,
-        monitor: HandshakeMonitor | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._limits = limits
-        self._keys: KeyPair | None = keys
-        self._monitor = monitor
-        self._bound = threading.Event()
-        self._error: zmq.ZMQError | None = None
+    Parameters
+    ----------
+    gate : Gate
+        Guards the socket, in the heartbeat's own thread.
+    """
+
+    # Upstream's since 7.3, which would set options of its own.
+    _curve_publickey = _curve_secretkey = None
+
+    def __init__(self, context: zmq.Context[Any], addr: Any = None, *, gate: Gate, **_: Any) -> None:
+        super().__init__(context, addr)
+        self.curve_gate = gate
+        self.curve_bound = threading.Event()
+        self.curve_error: zmq.ZMQError | None = None
 
     def _bind_socket(self) -> None:
-        assert self._keys is not None
-        sockets.make_server(self.socket, self._keys, self._limits)
-        if self._monitor is not None:
-            self._monitor.watch(self.socket, "hb")
+        self.curve_gate.guard(self.socket, "hb")
         super()._bind_socket()
-        self._curve_secretkey = self._keys = None
-        self._bound.set()
+        self.curve_bound.set()
 
     def run(self) -> None:
         """Echo until the context ends; a failure to bind is kept for `wait_until_bound`."""
         try:
             super().run()
         except zmq.ZMQError as error:
-            if self._bound.is_set():
+            if self.curve_bound.is_set():
                 raise
-            self._error = error
-            self._bound.set()
+            self.curve_error = error
+            self.curve_bound.set()
 
     def wait_until_bound(self, timeout: float = 10) -> None:
         """Wait at most *timeout* seconds until the port is bound.
@@ -61,7 +54,7 @@ class CurveHeartbeat(Heartbeat):
         zmq.ZMQError
             If it can't be bound.
         """
-        if not self._bound.wait(timeout):
-            self._error = zmq.ZMQError(zmq.EAGAIN, f"not bound within {timeout} seconds")
-        if self._error is not None:
-            raise self._error
+        if not self.curve_bound.wait(timeout):
+            self.curve_error = zmq.ZMQError(zmq.EAGAIN, f"not bound within {timeout} seconds")
+        if self.curve_error is not None:
+            raise self.curve_error

@@ -11,17 +11,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import jupyter_client
 import psutil
+from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
 from .errors import CurveKernelError
 from .wire import read_mechanism
 
-__all__ = ["KernelStatus", "inspect_kernels"]
+__all__ = ["KernelStatus", "find_connection_file", "inspect_kernels", "short_names"]
 
 _CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
+_SHORT = 8
 _CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 
 
@@ -50,6 +53,59 @@ class KernelStatus:
     def as_json(self) -> dict[str, Any]:
         """Return it in the form that ``--json`` prints."""
         return {**vars(self), "since": self.since and self.since.isoformat(timespec="seconds")}
+
+
+def find_connection_file(name: str) -> str:
+    """Return the path of the connection file that is called *name*, or has it in its name.
+
+    Raises
+    ------
+    CurveKernelError
+        If there is none, or it is in a folder that this user may not enter.
+    """
+    try:
+        return str(jupyter_client.find_connection_file(name))
+    except OSError:
+        pass
+    try:
+        Path(name).stat()
+    except PermissionError as error:
+        raise CurveKernelError(
+            f"connection file {name} may not be read: {error.strerror}",
+            "ask its owner for a copy in a folder that you may enter",
+        ) from None
+    except (OSError, ValueError):
+        pass
+    raise CurveKernelError(
+        f"there is no connection file {name}",
+        "`jupyter --paths` shows the runtime folder where running kernels have theirs",
+    )
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return for each connection file what a person types for it: ``--existing`` takes these names.
+
+    A file in Jupyter's runtime folder has the shortest beginning of its own part of the name that no
+    other file there has in its name; every other file has its path.
+    """
+    runtime = Path(jupyter_runtime_dir())
+    try:
+        there = [path.name for path in runtime.glob("*.json")]
+    except OSError:
+        there = []
+    return [
+        _short_name(Path(path).name, there) if Path(path).parent == runtime else path for path in paths
+    ]
+
+
+def _short_name(name: str, there: Sequence[str]) -> str:
+    own = name.removeprefix("kernel-").removesuffix(".json")
+    for length in range(min(len(own), _SHORT), len(own) + 1):
+        part = own[:length]
+        # jupyter_client looks for it as a pattern.
+        if part and not set(part) & set("*?[") and not any(part in one for one in there if one != name):
+            return part
+    return name
 
 
 def inspect_kernels(paths: Sequence[str]) -> list[KernelStatus]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial, wraps
 from typing import Any
 
 import zmq
 from ipykernel.iostream import IOPubThread, OutStream
+from ipykernel.kernelbase import Kernel
+from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
 from . import sockets
-from .access.authorization import HandshakeMonitor
+from .access.gate import Gate
 from .keys import KeyPair
-from .sockets import Limits
 
-__all__ = ["CurveIOPubThread", "CurveOutStream"]
+__all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper"]
 
-# The longest topic that is welcomed, and how many in a second.
-_TOPIC_SIZE, _WELCOMES = 256, 50
+# How many subscribers are welcomed in a second.
+_WELCOMES = 50
 # Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
 # beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
@@ -37,21 +41,23 @@ class CurveIOPubThread(IOPubThread):
     server key without which there is no handshake.
     """
 
-    def __init__(
-        self, *args: Any, limits: Limits, monitor: HandshakeMonitor | None, **kwargs: Any
-    ) -> None:
-        self._limits, self._monitor = limits, monitor
+    def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
+        self._gate = gate
         self._second = self._welcomes = 0
         super().__init__(*args, **kwargs)
+        if not hasattr(IOPubThread, "_setup_xpub_listener"):  # before 7.2
+            self._setup_xpub_listener()
+
+    def _setup_xpub_listener(self) -> None:
+        self._xpub_stream = ZMQStream(self.socket, self.io_loop)
+        self._xpub_stream.on_recv(self._handle_subscription, copy=False)
 
     def _setup_pipe_in(self) -> None:
         self._pipe_uuid = os.urandom(16)
         self._pipe_keys, self._pipe_client_keys = KeyPair.generate(), KeyPair.generate()
         pipe_in = self.socket.context.socket(zmq.PULL)
         pipe_in.linger = 0
-        sockets.make_server(pipe_in, self._pipe_keys, self._limits)
-        if self._monitor is not None:
-            self._monitor.watch(pipe_in, "pipe")
+        self._gate.guard(pipe_in, "pipe", self._pipe_keys)
         try:
             self._pipe_port = pipe_in.bind_to_random_port("tcp://127.0.0.1")
         except zmq.ZMQError as error:
@@ -66,19 +72,24 @@ class CurveIOPubThread(IOPubThread):
         self._pipe_in = ZMQStream(pipe_in, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
-    def _handle_subscription(self, frames: list[bytes]) -> None:
-        """Welcome subscribers, since ipykernel 7; a viewer may send anything in place of a topic.
+    def _handle_subscription(self, frames: list[zmq.Frame]) -> None:
+        """Learn who subscribes, and welcome who subscribes to everything, as ipykernel does since 7.2.
 
-        What upstream raises for an empty frame would be printed into the notebook, and a welcome goes
-        to everybody.
+        A welcome goes to everybody, so it says nothing that a subscriber has chosen.
         """
-        topics = [frame for frame in frames if 0 < len(frame) <= _TOPIC_SIZE]
+        self._gate.heard("iopub", frames[0])
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._welcomes = second, 0
-        self._welcomes += len(topics)
-        if topics and self._welcomes <= _WELCOMES:
-            super()._handle_subscription(topics)
+        if len(frames) == 1 and frames[0].bytes == b"\x01" and self._welcomes < _WELCOMES:
+            self._welcomes += 1
+            if hasattr(IOPubThread, "_send_welcome_message"):
+                self._send_welcome_message("")
+
+    def _really_send(self, msg: list[Any], *args: Any, **kwargs: Any) -> None:
+        with suppress(TypeError):  # a frame that is no buffer, which libzmq refuses
+            self._gate.published(sum(memoryview(frame).nbytes for frame in msg))
+        super()._really_send(msg, *args, **kwargs)
 
     def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
         context: zmq.Context[Any] = zmq.Context()
@@ -106,3 +117,78 @@ class CurveOutStream(OutStream):
                 yield parent, text[start:end]
                 start = end
             yield parent, text[start:]
+
+
+class HeardStream(ZMQStream):
+    """A stream of shell or control, which tells the gate whose connection each message came by.
+
+    Parameters
+    ----------
+    gate : Gate
+        Is told.
+    channels : mapping
+        Sockets to the channel that they are.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket[Any],
+        *args: Any,
+        gate: Gate,
+        channels: Mapping[Any, str],
+        **kwargs: Any,
+    ) -> None:
+        self.curve_gate, self.curve_channel = gate, channels.get(socket)
+        super().__init__(socket, *args, **kwargs)
+
+    def on_recv(self, callback: Callable[..., Any] | None, copy: bool = True) -> None:
+        """Call *callback* with each message, once the gate has heard of it."""
+        channel = self.curve_channel
+        if callback is None or copy or channel is None:
+            super().on_recv(callback, copy=copy)
+            return
+        heard = self.curve_gate.heard
+
+        def receive(frames: list[zmq.Frame]) -> Any:
+            heard(channel, frames[0])
+            return callback(frames)
+
+        super().on_recv(receive, copy=False)
+
+
+class StdinReaper:
+    """Lets go of what libzmq holds for clients of stdin that have left.
+
+    libzmq takes a connection's queues (35 KiB) apart when its socket is next used, and nobody uses
+    stdin until a cell asks for input. A socket is for one thread at a time, and any thread of a cell
+    may ask, so while a thread asks nothing is done here.
+    """
+
+    def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:
+        self._socket = socket
+        self._lock = threading.RLock()  # a signal's handler may ask
+        self._asking: set[int] = set()
+        for name in ("raw_input", "getpass"):
+            setattr(kernel, name, self._counted(getattr(kernel, name)))
+
+    def start(self, loop: IOLoop) -> Callable[[], None]:
+        """Return what to call, in any thread, when a client has left; *loop* then does the work."""
+        return partial(loop.add_callback, self._reap)
+
+    def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
+        @wraps(ask)
+        def asking(*args: Any, **kwargs: Any) -> str:
+            thread = threading.get_ident()
+            with self._lock:
+                self._asking.add(thread)
+            try:
+                return ask(*args, **kwargs)
+            finally:
+                self._asking.discard(thread)
+
+        return asking
+
+    def _reap(self) -> None:
+        with self._lock:
+            if not self._asking and not self._socket.closed:
+                self._socket.get(zmq.EVENTS)

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from IPython.core.magic import Magics, line_magic, magics_class
 
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
-from .access.authorization import Connection, Port
+from .access.connection import ConnectionInfo
+from .access.monitor import Port
 
 __all__ = ["CurveMagics", "Report"]
 
 _ANYBODY = "any client that knows the server key"
 _LISTED = "this kernel's manager, and the clients listed in {}"
-_PIPE = "what forked children print"
+_PIPE = "pipe (forked children)"
+_UNKNOWN = "(not known yet)"
+_COLUMNS, _CLIENT = 80, 20
 
 
 class Report:
-    """What ``%curve`` shows: every port, who is connected, who was refused.
+    """What ``%curve`` shows: every port, who is connected, who was rejected.
 
     Parameters
     ----------
@@ -50,34 +54,37 @@ class Report:
             return f"NOT ENCRYPTED: {', '.join(plain) or 'no port is known'}"
         return "Every channel is encrypted (CURVE)"
 
+    @property
+    def connections(self) -> list[ConnectionInfo]:
+        """The connections of clients."""
+        return [one for port in self.ports for one in port.connections if port.channel != "pipe"]
+
     def tables(self) -> list[list[list[str]]]:
         """Return the tables, each with its heading as the first row."""
-        ports = [["channel", "endpoint", "mechanism", "connected", "refused"]]
+        ports = [["channel", "endpoint", "mechanism", "connected", "rejected"]]
         for port in self.ports:
-            connected, refused = len(port.connections), sum(port.refused.values())
-            name = f"{port.channel} ({_PIPE})" if port.channel == "pipe" else port.channel
-            ports.append([name, port.endpoint, port.mechanism, str(connected), str(refused)])
+            connected, rejected = len(port.connections), sum(port.rejected.values())
+            name = _PIPE if port.channel == "pipe" else port.channel
+            ports.append([name, port.endpoint, port.mechanism, str(connected), str(rejected)])
         tables = [ports]
-        clients = _by_client([one for port in self.ports for one in port.connections if one.role])
+        clients = _by_client(self.connections)
         if clients:
             tables.append([["client", "role", "channels", "from", "since"], *clients])
-        refusals = Counter(
-            {(why, port.channel): count for port in self.ports for why, count in port.refused.items()}
+        rejections = Counter(
+            {(why, port.channel): count for port in self.ports for why, count in port.rejected.items()}
         )
-        if refusals:
-            rows = [[why, channel, str(count)] for (why, channel), count in refusals.most_common()]
-            tables.append([["refused because", "channel", "times"], *rows])
+        if rejections:
+            rows = [[why, channel, str(count)] for (why, channel), count in rejections.most_common()]
+            tables.append([["rejected because", "channel", "times"], *rows])
         return tables
 
     def __repr__(self) -> str:
-        lines = [f"{self.title}; server key: {self.server_key}", f"May connect: {self.authorization}"]
-        for table in self.tables():
-            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            lines.append("")
-            for row in table:
-                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
+        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
+        if cut:
+            paragraphs.append("\n".join(["In full:", *cut]))
+        return "\n\n".join(paragraphs)
 
     def _repr_html_(self) -> str:
         parts = [
@@ -92,23 +99,45 @@ class Report:
         return "\n".join(parts)
 
 
+def _as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Draw a table that a terminal of 80 columns does not wrap."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for heading in rows[0]:
+        if heading == "client":  # a key, of a client that is not known
+            table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=_CLIENT)
+        else:
+            table.add_column(heading, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    console = Console(width=_COLUMNS, color_system=None, force_terminal=False, force_jupyter=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
 def _html_row(tag: str, cells: Sequence[str]) -> str:
     style = ' style="text-align: left"'
     return "<tr>" + "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _by_client(connections: Sequence[Connection]) -> list[list[str]]:
-    clients: dict[tuple[str, str, str], list[Connection]] = {}
+def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
+    clients: dict[tuple[str, str, str], list[ConnectionInfo]] = {}
     for one in connections:
-        unnamed = {"anybody": one.public_key, OWN_CLIENT: "its debugger"}
-        client = one.name or unnamed.get(one.role, one.role)
+        unnamed = {"any": one.public_key, OWN_CLIENT: "its debugger"}
+        client = one.name or unnamed.get(one.role, one.role) or _UNKNOWN
         clients.setdefault((client, one.role, one.address), []).append(one)
     rows = []
     for (client, role, address), ones in clients.items():
         counts = Counter(one.channel for one in ones)
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
         since = min(one.since for one in ones if one.since)
-        rows.append([client, role, ", ".join(channels), address, f"{since:%Y-%m-%d %H:%M:%S}"])
+        today = since.date() == datetime.now(since.tzinfo).date()
+        shown = f"{since:%H:%M:%S}" if today else f"{since:%m-%d %H:%M}"
+        rows.append([client, role, ", ".join(channels), address, shown])
     return rows
 
 
@@ -118,7 +147,7 @@ class CurveMagics(Magics):
 
     @line_magic
     def curve(self, _line: str) -> Report:
-        """Show what each port of this kernel speaks, who is connected, and who was refused."""
+        """Show what each port of this kernel speaks, who is connected, and who was rejected."""
         shell: Any = self.shell
         app = shell.kernel.parent
         if app.client_authorization == "any":
@@ -127,6 +156,8 @@ class CurveMagics(Magics):
             folder, home = app.authorized_clients, str(Path.home())
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
+        if app.access_problem:
+            authorization = f"nobody new: {app.access_problem}; restart the kernel"
         return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic

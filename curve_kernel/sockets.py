@@ -7,35 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
 from .keys import KeyPair
 
-__all__ = ["Limits", "client_defaults", "make_client", "make_server"]
+__all__ = ["client_defaults", "make_client", "make_server"]
 
 
 # Connections that the operating system may hold; it has a limit of its own, 4096 on Linux.
 _BACKLOG = 4096
 
 
-class Limits(NamedTuple):
-    """What a peer may do before anybody knows who it is, and after.
-
-    Parameters
-    ----------
-    handshake_timeout : float
-        Seconds until a handshake must be over.
-    message_size : int
-        Bytes in a frame of a message, also of the handshake's; libzmq hangs up on a larger one.
-    """
-
-    handshake_timeout: float
-    message_size: int
-
-
-def make_server(socket: zmq.Socket[Any], keys: KeyPair, limits: Limits, zap_domain: str = "") -> None:
+def make_server(
+    socket: zmq.Socket[Any],
+    keys: KeyPair,
+    handshake_timeout: float,
+    message_size: int,
+    zap_domain: str = "",
+) -> None:
     """Make *socket* a CURVE server before it binds.
 
     With a ZAP domain, each handshake is put to the ZAP handler of the socket's context, and none
@@ -48,8 +39,10 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair, limits: Limits, zap_doma
         A socket that is not bound yet.
     keys : KeyPair
         The server key pair.
-    limits : Limits
-        For each of its connections.
+    handshake_timeout : float
+        Seconds until a handshake must be over.
+    message_size : int
+        Bytes in a frame of a message, also of the handshake's; libzmq disconnects for a larger one.
     zap_domain : str
         The channel's name, for the authenticator.
     """
@@ -57,9 +50,16 @@ def make_server(socket: zmq.Socket[Any], keys: KeyPair, limits: Limits, zap_doma
     socket.curve_publickey = keys.public_key
     socket.curve_server = True
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-    socket.handshake_ivl = int(limits.handshake_timeout * 1000)
-    socket.maxmsgsize = limits.message_size
+    socket.handshake_ivl = int(handshake_timeout * 1000)
+    socket.maxmsgsize = message_size
     socket.backlog = _BACKLOG
+    # libzmq stops reading a connection whose queue is full. If that is reset meanwhile and a PING is
+    # among what was read, libzmq answers it on a dead engine and aborts the process
+    # (stream_engine_base.cpp, Assertion failed: !_io_error). With no limit no peer meets it; sizes and
+    # budgets bound memory.
+    socket.rcvhwm = 0
+    if socket.type == zmq.XPUB:
+        socket.xpub_verbose = True  # tell of each subscriber, not of each topic only
     if zap_domain:
         socket.zap_domain = zap_domain.encode()
 

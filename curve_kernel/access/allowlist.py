@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,7 +204,7 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
     if status.st_mode & _OPEN_TO_OTHERS:
         return CurveKernelError(
             f"{kind} {path} can be written by others: its mode is {stat.S_IMODE(status.st_mode):04o}",
-            f"look at what is in it, then: chmod go-w {path}",
+            f"look at what is in it, then: chmod go-w {shlex.quote(path)}",
         )
     if status.st_uid not in (0, os.geteuid()):
         return CurveKernelError(f"{kind} {path} belongs to another user", "own it or remove it")

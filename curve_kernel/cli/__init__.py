@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from traitlets.config import Application
 
-from ..errors import CurveKernelError, fail
+from ..errors import CurveKernelError, fail, suggest
 
 __all__ = ["Command"]
 
@@ -19,6 +19,16 @@ __all__ = ["Command"]
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         fail(CurveKernelError(message, f"see {self.prog} --help"))
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Leave with what is wrong with the first of *words*, or the option that is probably meant."""
+        option = next((word for word in words if word.startswith("-")), "").partition("=")[0]
+        hint = f"see {self.prog} --help"
+        if not option:
+            fail(CurveKernelError(f"there is a word too many: {words[0]}", hint))
+        meant = suggest(option, self._option_string_actions)
+        hint = f"did you mean {meant}? {hint}" if meant else hint
+        fail(CurveKernelError(f"there is no option {option}", hint))
 
 
 class Command(Application):
@@ -52,11 +62,13 @@ class Command(Application):
 
     def initialize(self, argv: Sequence[str] | None = None) -> None:
         """Parse the words after the command's name."""
-        parser = _Parser(prog=f"python -m curve_kernel {self.name}", description=self.summary)
+        parser = _Parser(
+            prog=f"python -m curve_kernel {self.name}", description=self.summary, allow_abbrev=False
+        )
         self.add_arguments(parser)
         self._options, self.rest = parser.parse_known_args(argv)
         if self.rest and not self.passes_on:
-            parser.error(f"unrecognized arguments: {' '.join(self.rest)}")
+            parser.unknown(self.rest)
 
     def start(self) -> None:
         """Run the command, and leave with its exit status."""

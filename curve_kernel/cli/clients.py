@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..access.allowlist import ROLES, AuthorizedClients, check_name
@@ -23,6 +25,8 @@ from ..keys.certificates import (
 from . import Command
 
 __all__ = ["AuthorizeApp", "ClientsApp", "KeygenApp", "RevokeApp", "make_identity"]
+
+_STANDING = "A connection that stands already goes on: restart the kernel to end it."
 
 
 def make_identity(*, force: bool = False) -> KeyPair:
@@ -98,10 +102,48 @@ class KeygenApp(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         """Make the pair, and say where it is."""
+        replaced = os.path.lexists(curve_folder() / "identity.key_secret")
+        old_key = _old_key()
         make_identity(force=options.force)
-        certificate = shlex.quote(str(curve_folder() / "identity.key"))
         print(f"Your key pair is made, and you are an owner of your kernels as {_own_name()}.")  # noqa: T201
-        print(f"Give others your public certificate: {certificate}")  # noqa: T201
+        certificate = shlex.quote(str(curve_folder() / "identity.key"))
+        if not replaced:
+            print(f"Give others your public certificate: {certificate}")  # noqa: T201
+            return
+        for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
+            print(line)  # noqa: T201
+        print(_STANDING)  # noqa: T201
+        print(  # noqa: T201
+            "Whoever else listed your old key still lets it in. Ask them to replace it, with\n"
+            "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
+            f"and give them your public certificate: {certificate}"
+        )
+
+
+_OLD_KEY_IS_NOT_KNOWN = (
+    "Your old key can't be read, so it may be listed under another name: python -m curve_kernel clients"
+)
+
+
+def _old_key() -> bytes | None:
+    """Return this user's public key, if it can be read in one of its places."""
+    for name in ("identity.key_secret", "identity.key"):
+        with contextlib.suppress(CurveKernelError):
+            return read_certificate(curve_folder() / name)[0]
+    return None
+
+
+def _take_off(public_key: bytes) -> Iterator[str]:
+    """Take a key off the list, whatever name it has there, and say so."""
+    for client in list(AuthorizedClients(curve_folder(), lambda _: None)):
+        if client.public_key == public_key:
+            try:
+                client.path.unlink()
+            except OSError as error:
+                raise _not_written(error) from None
+            yield f"It was listed as {client.role} {client.name} too, and is not any more."
+    key = public_key.decode()
+    yield f"Your old key is off your list, and your kernels reject it at the next handshake: {key}"
 
 
 class AuthorizeApp(Command):
@@ -209,10 +251,7 @@ class RevokeApp(Command):
                 path.unlink()
         except OSError as error:
             raise _not_written(error) from None
-        print(  # noqa: T201
-            f"{name} can't connect any more. A connection that stands already goes on:"
-            " restart the kernel to end it."
-        )
+        print(f"{name} can't connect any more. {_STANDING}")  # noqa: T201
 
 
 class ClientsApp(Command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import queue
@@ -10,11 +11,11 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jupyter_client import find_connection_file
+from jupyter_core.paths import jupyter_runtime_dir
 from pygments import highlight
 from pygments.formatters import TerminalFormatter
 from pygments.lexers import get_lexer_by_name
@@ -23,25 +24,152 @@ from pygments.util import ClassNotFound
 from .. import connection_file
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
+from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
+from ..wire import read_mechanism
 from . import Command
 from .clients import make_identity
 
-__all__ = ["ConsoleApp", "WatchApp"]
+__all__ = ["ConsoleApp", "Pulse", "WatchApp", "find"]
+
+
+def find(name: str | None) -> str:
+    """Return the path of a kernel's connection file.
+
+    Of several that fit it is the latest whose kernel runs.
+
+    Parameters
+    ----------
+    name : str or None
+        A path, the file's name or a part of it; None is any kernel in Jupyter's runtime folder. A name
+        without a folder is looked for here, too, where only files of this user count.
+
+    Raises
+    ------
+    CurveKernelError
+        If no file fits, or none of several is of a kernel that runs and encrypts.
+    """
+    if name and (os.sep in name or name.startswith("~")):
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise CurveKernelError(f"there is no connection file {name}", _HINT)
+        return str(path.absolute())
+    files = _fitting(name)
+    if not files:
+        if name is None:
+            raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
+        if Path(name).is_file():
+            raise CurveKernelError(
+                f"connection file {name} belongs to another user, who could give you any kernel",
+                f"if you trust its owner, name it with its folder: {Path(os.curdir, name).absolute()}",
+            )
+        raise CurveKernelError(f"there is no connection file {name}", _HINT)
+    if len(files) > 1:
+        kernels = inspect_kernels(files)
+        spoken = [{channel["mechanism"] for channel in one.channels.values()} for one in kernels]
+        running = [one.file for one, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke]
+        if not running:
+            which = f"{len(files)} connection files" + (f" that fit {name}" if name else "")
+            plain = " that encrypts" if any("NULL" in spoke for spoke in spoken) else ""
+            raise CurveKernelError(f"none of {which} is of a kernel that runs{plain}", _HINT)
+        files = running
+    return files[-1]
+
+
+_HINT = "python -m curve_kernel status shows the kernels that run"
+
+
+def _fitting(name: str | None) -> list[str]:
+    """Return the files that *name* may mean, the latest last."""
+    runtime, here = Path(jupyter_runtime_dir()), Path.cwd()
+    if name is None:
+        return _by_time(file for file in runtime.glob("*.json") if _is_connection_file(file))
+    if "*" not in name:
+        exact = [file for file in (here / name, runtime / name) if file.is_file()]
+        exact = [file for file in exact if file.parent == runtime or _is_own(file)]
+        if exact:
+            return _by_time(exact)
+        name = f"*{name}*"
+    pattern = name if name.endswith(".json") else f"{name}.json"
+    found = {file for file in runtime.glob(pattern) if _is_connection_file(file)}
+    found |= {file for file in here.glob(pattern) if _is_own(file) and _is_connection_file(file)}
+    return _by_time(found)
+
+
+def _is_own(file: Path) -> bool:
+    return file.stat().st_uid == os.geteuid()
+
+
+def _is_connection_file(file: Path) -> bool:
+    # A server's files are in the runtime folder, too.
+    try:
+        return "shell_port" in connection_file.read(file)
+    except CurveKernelError:
+        return False
+
+
+def _by_time(files: Iterable[Path]) -> list[str]:
+    times = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # its kernel has ended just now
+            times[str(file)] = file.stat().st_mtime
+    return sorted(times, key=lambda file: times[file])
+
+
+class Pulse:
+    """Whether a client's kernel lives: its heartbeat, its connection file, and then its ports tell.
+
+    Parameters
+    ----------
+    client : BlockingKernelClient
+        A client that is connected.
+    path : str
+        The connection file, which a kernel that ends removes, where it is not a copy.
+    """
+
+    SILENCE = 15.0
+    """Seconds without a heartbeat after which the ports are asked."""
+    _INTERVAL = 5.0
+
+    def __init__(self, client: BlockingKernelClient, path: str) -> None:
+        self._client = client
+        self._path = Path(path)
+        self._asked = 0.0
+        self._last = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last heartbeat."""
+        if self._client.hb_channel.is_beating():
+            self._last = time.monotonic()
+        return time.monotonic() - self._last
+
+    def has_ended(self) -> bool:
+        """Tell whether the kernel has ended; one that only restarts or is busy has not."""
+        silence, now = self.silence, time.monotonic()
+        if not silence or (silence < self.SILENCE and self._path.exists()):
+            return False
+        if now - self._asked < self._INTERVAL and self._path.exists():
+            return False
+        self._asked = now
+        try:
+            read_mechanism(self._client._make_url("iopub"), timeout=0.5)
+        except ConnectionError:
+            return True
+        except (OSError, ValueError):
+            pass
+        return False
 
 
 class _ExistingCommand(Command):
-    """A command with ``--existing FILE``."""
+    """A command on a kernel that runs: ``NAME`` or ``--existing NAME``."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add --existing."""
+        """Add the kernel's name."""
+        what = "the kernel's connection file, its name or a part of it; by default the latest that runs"
+        parser.add_argument("name", nargs="?", metavar="NAME", help=what)
         parser.add_argument(
-            "--existing",
-            nargs="?",
-            const="kernel-*.json",
-            required=True,
-            metavar="FILE",
-            help="the kernel's connection file, or a part of its name; the latest, if left out",
+            "--existing", nargs="?", metavar="NAME", help="the same, as jupyter console has it"
         )
 
     def find(self, options: argparse.Namespace) -> str:
@@ -52,13 +180,11 @@ class _ExistingCommand(Command):
         CurveKernelError
             If there is no such file, or it is none.
         """
-        try:
-            path = find_connection_file(options.existing)
-        except OSError:
+        if options.name and options.existing and options.name != options.existing:
             raise CurveKernelError(
-                f"there is no connection file {options.existing}",
-                "`jupyter --paths` shows the runtime folder where running kernels have theirs",
-            ) from None
+                f"two kernels are named: {options.name} and {options.existing}", "name one"
+            )
+        path = find(options.name or options.existing or None)
         info = connection_file.read(path)
         if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:
             make_identity()
@@ -87,45 +213,80 @@ class ConsoleApp(_ExistingCommand):
     """A terminal console on a running kernel."""
 
     name = "console"
-    summary = """Open a console on a running encrypted kernel, with your own key pair. Takes all other
-        options of `jupyter console` too."""
+    summary = """Open a console on a running encrypted kernel, with your own key pair. Leaving it with
+        exit, quit or Ctrl-D leaves the kernel running; exit(keep_kernel=False) ends the kernel. Ctrl-C
+        interrupts what the console runs."""
     passes_on = True
+
+    _OVERRIDES = ("ip", "shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add those options of jupyter console that mean something for a kernel that runs."""
+        super().add_arguments(parser)
+        parser.epilog = """Traits of jupyter console may be set too, such as
+            --ZMQTerminalInteractiveShell.include_other_output=True."""
+        parser.add_argument(
+            "--ssh",
+            metavar="[USER@]HOST[:PORT]",
+            help="reach the kernel through ssh; its address is seen from there",
+        )
+        parser.add_argument(
+            "--sshkey", metavar="FILE", help="the key for ssh; alone, log in to the kernel's address"
+        )
+        parser.add_argument(
+            "--ip", metavar="ADDRESS", help="an address other than the connection file's"
+        )
+        for field in self._OVERRIDES[1:]:
+            channel = field.removesuffix("_port")
+            parser.add_argument(
+                f"--{channel}",
+                type=int,
+                dest=field,
+                metavar="PORT",
+                help=f"{channel}'s port, other than the file's",
+            )
+        parser.add_argument("--config", metavar="FILE", help="a configuration file of jupyter console")
+        parser.add_argument("--log-level", metavar="LEVEL", help="10 to 50, or DEBUG to CRITICAL")
+        for flag, what in (
+            ("simple-prompt", "read lines, without colors and completion"),
+            ("no-confirm-exit", "do not ask at Ctrl-D"),
+        ):
+            parser.add_argument(f"--{flag}", action="store_true", help=what)
 
     def run(self, options: argparse.Namespace) -> None:
         """Run jupyter_console with a client that has a key pair of its own."""
         try:
-            from jupyter_console.app import ZMQTerminalIPythonApp
+            from .console import CurveConsoleApp
         except ImportError:
             raise CurveKernelError(
                 "the console needs jupyter_console, which is not installed",
                 "python -m pip install jupyter_console",
             ) from None
-        path = self.find(options)
-
-        class CurveConsoleApp(ZMQTerminalIPythonApp):
-            def handle_sigint(self, *args: Any) -> None:
-                if not hasattr(self, "shell"):
-                    raise KeyboardInterrupt  # the kernel has not answered yet
-                super().handle_sigint(*args)
-
-            # JupyterConsoleApp's own method drops the keys.
-            def init_kernel_client(self) -> None:
-                self.kernel_client = BlockingKernelClient(
-                    session=self.session, connection_file=self.connection_file, parent=self
-                )
-                self.kernel_client.load_connection_info(connection_file.read(self.connection_file))
-                self.kernel_client.start_channels()
-
         self.clear_instance()  # one application is the process's singleton, and IPython asks for it
         app = CurveConsoleApp.instance()
+        app.check_options(self.rest)
+        path = self.find(options)
+        given = {field: getattr(options, field) for field in self._OVERRIDES}
+        app.info = connection_file.read(path) | {k: v for k, v in given.items() if v is not None}
+        passed = [
+            f"--{name.replace('_', '-')}"
+            for name in ("simple_prompt", "no_confirm_exit")
+            if getattr(options, name)
+        ]
+        for name in ("ssh", "sshkey", "config", "log_level"):
+            if (value := getattr(options, name)) is not None:
+                passed.append(f"--{name.replace('_', '-')}={value}")
+        app.connection_file = path
         try:
-            self.connected(path, lambda: app.initialize([f"--existing={path}", *self.rest]))
+            self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            self.connected(path, app.start)
         except RuntimeError as error:
             raise CurveKernelError(
                 f"the kernel of {path} lets in this client and does not answer: {error}",
                 "it may be busy; or the HMAC key in the file is not its own",
             ) from None
-        app.start()
+        finally:
+            app.close()
 
 
 class WatchApp(_ExistingCommand):
@@ -134,9 +295,6 @@ class WatchApp(_ExistingCommand):
     name = "watch"
     summary = """Show a running kernel's inputs and outputs as they come, read-only: a viewer's role
         is enough. Ctrl-C leaves, and the kernel does not notice."""
-
-    SILENCE = 15.0
-    """Seconds without a heartbeat after which the kernel has ended."""
 
     def run(self, options: argparse.Namespace) -> int:
         """Print until the kernel ends or the user leaves."""
@@ -149,19 +307,24 @@ class WatchApp(_ExistingCommand):
         printer = _Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
         try:
-            return self._follow(client, Path(path), printer)
+            self.connected(path, lambda: self._follow(client, path, printer))
         except KeyboardInterrupt:
             printer.note("left; the kernel goes on")
-            return 0
         finally:
             client.stop_channels()
+        return 0
 
-    def _follow(self, client: BlockingKernelClient, path: Path, printer: _Printer) -> int:
-        last_beat = time.monotonic()
+    @staticmethod
+    def _follow(client: BlockingKernelClient, path: str, printer: _Printer) -> None:
+        pulse, session = Pulse(client, path), None
         while True:
             try:
-                printer.show(client.get_iopub_msg(timeout=1))
-                last_beat = time.monotonic()
+                message = client.get_iopub_msg(timeout=1)
+                # Each process of a kernel has a session of its own.
+                before, session = session, message["header"]["session"]
+                if before not in (None, session):
+                    printer.note("the kernel was restarted")
+                printer.show(message)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 # What a kernel sends is not to end who watches it.
                 if "Invalid Signature" in str(error):
@@ -171,15 +334,13 @@ class WatchApp(_ExistingCommand):
                     ) from None
                 printer.note("a malformed message was left out")
             except queue.Empty:
-                if client.hb_channel.is_beating():
-                    last_beat = time.monotonic()
-                elif not path.exists():
+                if pulse.has_ended():
                     printer.note("the kernel has ended")
-                    return 0
-                elif time.monotonic() - last_beat > self.SILENCE:
+                    return
+                if pulse.silence > pulse.SILENCE:
                     raise CurveKernelError(
-                        f"the kernel has not answered for {self.SILENCE:.0f} seconds",
-                        "it has ended, or the network between is down",
+                        f"the kernel has not answered for {pulse.SILENCE:.0f} seconds",
+                        "it hangs, or the network between is down",
                     ) from None
 
 

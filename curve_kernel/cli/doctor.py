@@ -9,24 +9,25 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import ipykernel
-import jupyter_client
-import tornado
 import zmq
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
@@ -36,7 +37,7 @@ from ..errors import CurveKernelError
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
-from .install import shipped_spec
+from .install import install_beside, installed, requirement, runs_curve_kernel, shipped_spec
 
 __all__ = ["DoctorApp", "Finding"]
 
@@ -44,6 +45,7 @@ _PYTHON = shlex.quote(sys.executable)
 _PROVISIONER = "curve-provisioner"
 _COLORS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _ROUND_TRIP_LIMIT = 30.0
+_OTHER_RUNTIME_FOLDER = "export JUPYTER_RUNTIME_DIR=$(mktemp -d)"
 _SILENT = logging.getLogger("curve_kernel.doctor")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
@@ -53,7 +55,8 @@ _SILENT.propagate = False
 class Finding:
     """One line of ``doctor``.
 
-    ``level`` is ``ok``, ``warning`` or ``failure``; ``command`` is what mends it, empty for ``ok``.
+    ``level`` is ``ok``, ``warning`` or ``failure``. ``command`` is what fixes it: a shell's command, or
+    its comment where there is none. It is empty for ``ok``.
     """
 
     check: str
@@ -63,33 +66,22 @@ class Finding:
 
 
 def _versions() -> Iterator[Finding]:
-    python = platform.python_version()
-    yield Finding("versions", "ok", f"Python {python}, curve_kernel {__version__}")
-    for name, version, needed in (
-        ("ipykernel", ipykernel.__version__, (6, 29)),
-        ("jupyter_client", jupyter_client.__version__, (8, 9)),
-        ("tornado", tornado.version, (6, 2)),
-        ("pyzmq", zmq.__version__, (26,)),
-    ):
-        least = ".".join(map(str, needed))
-        if _parsed(version) >= needed:
-            yield Finding("versions", "ok", f"{name} {version}")
+    found = [f"Python {platform.python_version()}", f"curve_kernel {__version__}"]
+    for line in metadata.requires("curve-kernel") or ():
+        needed = Requirement(line)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
+            continue
+        version = metadata.version(needed.name)
+        if needed.specifier.contains(version, prereleases=True):
+            found.append(f"{needed.name} {version}")
         else:
             yield Finding(
                 "versions",
                 "failure",
-                f"{name} {version} is too old, {least} is needed",
-                f"{_PYTHON} -m pip install --upgrade '{name}>={least}'",
+                f"{needed.name} {version} does not do, it has to be {needed.specifier}",
+                f"{_PYTHON} -m pip install --upgrade {shlex.quote(str(needed))}",
             )
-
-
-def _parsed(version: str) -> tuple[int, ...]:
-    numbers = []
-    for part in version.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    yield Finding("versions", "ok", ", ".join(found))
 
 
 def _curve() -> Iterator[Finding]:
@@ -125,58 +117,123 @@ def _random() -> Iterator[Finding]:
             "random numbers",
             "warning",
             f"getrandom does not work here ({reason}): libzmq's making of keys is then not thread-safe",
-            "use Linux 3.17 or later, and a sandbox that lets getrandom through",
+            "# use Linux 3.17 or later, and a sandbox that lets getrandom through",
         )
     else:
         yield Finding("random numbers", "ok", "getrandom works")
 
 
 def _kernelspecs() -> Iterator[Finding]:
-    encrypted = 0
-    for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
-        try:
-            spec = KernelSpec.from_resource_dir(folder)
-            provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
-            executable = _executable(spec.argv[0])
-        except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
-            yield Finding(
-                "kernelspecs",
-                "failure",
-                f"{name} in {folder} can't be read: {type(error).__name__}: {error}",
-                f"jupyter kernelspec remove {shlex.quote(name)}",
-            )
-            continue
-        ours = "curve_kernel" in spec.argv
-        if not ours and not provisioner:
-            continue
-        finding = _provisioner_problem(name, spec, provisioner)
-        if finding is None and ours:
-            finding = _interpreter_problem(name, executable)
-        if finding is None and not any("{connection_file}" in word for word in spec.argv):
-            finding = Finding(
-                "kernelspecs",
-                "failure",
-                f"{name} in {folder} does not hand over the connection file in argv",
-                f"{_PYTHON} -m curve_kernel install --name {shlex.quote(name)}",
-            )
-        if finding is None:
-            encrypted += provisioner == _PROVISIONER
-            how = f"by {provisioner}" if provisioner else "with keys from the front end"
-            finding = Finding("kernelspecs", "ok", f"{name} in {folder}, started {how}")
-        yield finding
-    if not encrypted:
+    manager = KernelSpecManager()
+    shown = manager.find_kernel_specs()
+    findings = [
+        finding for name, folder in sorted(shown.items()) for finding in _kernelspec(name, Path(folder))
+    ]
+    yield from findings
+    if all(finding.level == "failure" for finding in findings):
         yield Finding(
             "kernelspecs",
             "warning",
             "no kernelspec here starts an encrypted kernel",
             f"{_PYTHON} -m curve_kernel install",
         )
+    yield from _shadowed(manager, {name: Path(folder) for name, folder in shown.items()})
+    elsewhere = [name for name, folder in shown.items() if not Path(folder).is_relative_to(sys.prefix)]
+    if not elsewhere and not _is_installed("jupyter_server"):
+        yield Finding(
+            "kernelspecs",
+            "warning",
+            f"there is no Jupyter server in {sys.prefix}, and others do not see its kernelspecs",
+            install_beside(),
+        )
+
+
+def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
+    if not (folder / "kernel.json").exists():
+        return  # stock's, which jupyter_client makes up where it is installed nowhere
+    try:
+        spec = KernelSpec.from_resource_dir(str(folder))
+        provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
+        executable = _executable(spec.argv[0])
+    except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
+        yield Finding(
+            "kernelspecs",
+            "failure",
+            f"{name} in {folder} can't be read: {type(error).__name__}: {error}",
+            f"{_PYTHON} -m jupyter kernelspec remove {shlex.quote(name)}",
+        )
+        return
+    ours = runs_curve_kernel(spec.argv)
+    if not ours and not provisioner:
+        return
+    if finding := _provisioner_problem(name, spec, provisioner):
+        yield finding
+        return
+    if ours and (finding := _interpreter_problem(name, folder, spec, executable)):
+        yield finding
+        return
+    if not any("{connection_file}" in word for word in spec.argv):
+        yield Finding(
+            "kernelspecs",
+            "failure",
+            f"{name} in {folder} does not hand over the connection file in argv",
+            _reinstall(name, folder, spec),
+        )
+        return
+    how = f"by {provisioner}" if provisioner else "with keys from the front end"
+    yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}, started {how}")
+
+
+def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:
+    """Find interpreters that can't be had here, since another kernelspec has the name of theirs."""
+    here = {
+        Path(_executable(argv[0])).parent
+        for folder, argv in installed(manager)
+        if folder in shown.values() and runs_curve_kernel(argv)
+    }
+    for folder, argv in installed(manager):
+        first = shown.get(folder.name.lower())
+        if first is None or first == folder or not runs_curve_kernel(argv):
+            continue
+        python = Path(_executable(argv[0]))
+        if python.parent in here:
+            continue
+        command = install_beside(str(python), str(python.parent.parent))
+        if shutil.which(python) is None:
+            command = f"rm -r {shlex.quote(str(folder))}"
+        yield Finding(
+            "kernelspecs",
+            "warning",
+            f"{folder.name} in {folder}, which runs {python}, is not shown: {first} comes first",
+            command,
+        )
+
+
+def _is_installed(package: str) -> bool:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version(package))
+    return False
 
 
 def _executable(name: str) -> str:
     # As KernelManager.format_kernel_cmd does.
     major, minor = sys.version_info[:2]
     return sys.executable if name in ("python", f"python{major}", f"python{major}.{minor}") else name
+
+
+def _reinstall(name: str, folder: Path, spec: Any) -> str:
+    """Return the command that replaces a kernelspec where it is."""
+    if folder.is_relative_to(jupyter_data_dir()):
+        where = "--user"
+    elif folder.is_relative_to(sys.prefix):
+        where = "--sys-prefix"
+    else:
+        where = f"--prefix {shlex.quote(str(folder.parents[3]))}"
+    display_name = shlex.quote(spec.display_name)
+    return (
+        f"{_PYTHON} -m curve_kernel install {where} --name {shlex.quote(name)}"
+        f" --display-name {display_name}"
+    )
 
 
 def _provisioner_problem(name: str, spec: Any, provisioner: str | None) -> Finding | None:
@@ -193,13 +250,15 @@ def _provisioner_problem(name: str, spec: Any, provisioner: str | None) -> Findi
                 problem = f"{name}: its provisioner {provisioner} can't be loaded: {error}"
             else:
                 return None
-    package = "curve-kernel" if provisioner == _PROVISIONER else "PACKAGE"
-    command = f"{_PYTHON} -m pip install {package}"
+    command = f"{_PYTHON} -m pip install --force-reinstall --no-deps {requirement()}"
+    if provisioner != _PROVISIONER:
+        command = f"# install the package that has the provisioner {_one_line(provisioner)} here"
     return Finding("kernelspecs", "failure", problem, command)
 
 
-def _interpreter_problem(name: str, executable: str) -> Finding | None:
-    reinstall = f"{_PYTHON} -m curve_kernel install --name {shlex.quote(name)}"
+def _interpreter_problem(name: str, folder: Path, spec: Any, executable: str) -> Finding | None:
+    if executable == sys.executable:
+        return None
     try:
         found = subprocess.run(  # noqa: S603
             [executable, "-c", "import curve_kernel; print(curve_kernel.__version__)"],
@@ -212,16 +271,15 @@ def _interpreter_problem(name: str, executable: str) -> Finding | None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = getattr(error, "strerror", None) or f"no answer in {_ROUND_TRIP_LIMIT:.0f} s"
-        message = f"{name} runs {executable}, which does not work: {reason}"
-        return Finding("kernelspecs", "failure", message, reinstall)
+        message = f"{name} in {folder} runs {executable}, which does not work: {reason}"
+        return Finding("kernelspecs", "failure", message, _reinstall(name, folder, spec))
     version = found.stdout.strip()
-    other = shlex.quote(executable)
+    command = f"{shlex.quote(executable)} -m pip install --upgrade {requirement()}"
     if found.returncode:
-        message = f"{name} runs {executable}, which has no curve_kernel"
-        return Finding("kernelspecs", "failure", message, f"{other} -m pip install curve-kernel")
+        message = f"{name} in {folder} runs {executable}, which has no curve_kernel"
+        return Finding("kernelspecs", "failure", message, command)
     if version != __version__:
-        message = f"{name} runs curve_kernel {version}, and {__version__} is installed here"
-        command = f"{other} -m pip install curve-kernel=={__version__}"
+        message = f"{name} in {folder} runs curve_kernel {version}, and {__version__} is installed here"
         return Finding("kernelspecs", "warning", message, command)
     return None
 
@@ -246,7 +304,8 @@ def _key_files() -> Iterator[Finding]:
     try:
         identity = load_identity()
     except (CurveKernelError, OSError) as error:
-        yield _from_error("key files", error)
+        message = error.message if isinstance(error, CurveKernelError) else str(error)
+        yield Finding("key files", "failure", message, f"{_PYTHON} -m curve_kernel keygen --force")
     else:
         if identity is not None:
             yield Finding("key files", "ok", f"your own key is {identity.public_key.decode()}")
@@ -254,8 +313,20 @@ def _key_files() -> Iterator[Finding]:
 
 def _from_error(check: str, error: Exception) -> Finding:
     if isinstance(error, CurveKernelError):
-        return Finding(check, "failure", error.message, error.hint)
-    return Finding(check, "failure", str(error), "make the file or folder readable for you")
+        return Finding(check, "failure", error.message, _command(error.hint))
+    return Finding(check, "failure", str(error), "# make the file or folder readable for you")
+
+
+def _command(hint: str) -> str:
+    """Return a hint as a shell takes it: the command that it ends with, else a comment."""
+    found = re.search(r"(?:: |`)((?:python|chmod) [^`]+)", hint)
+    if found is None:
+        return f"# {_one_line(hint)}"
+    return re.sub(r"^python ", lambda _: f"{_PYTHON} ", found[1])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _runtime_folder() -> Iterator[Finding]:
@@ -266,14 +337,12 @@ def _runtime_folder() -> Iterator[Finding]:
         status = folder.stat()
     except OSError as error:
         message = f"runtime folder {folder} can't be made: {error.strerror}"
-        yield Finding(
-            "folders", "failure", message, "set $JUPYTER_RUNTIME_DIR to one that you can write"
-        )
+        yield Finding("folders", "failure", message, _OTHER_RUNTIME_FOLDER)
         return
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != os.geteuid() or not os.access(folder, os.W_OK | os.X_OK):
         message = f"runtime folder {folder} is not yours to write"
-        yield Finding("folders", "failure", message, "set $JUPYTER_RUNTIME_DIR to one that is")
+        yield Finding("folders", "failure", message, _OTHER_RUNTIME_FOLDER)
     elif mode & 0o022:
         message = f"others can replace connection files in {folder}: its mode is {mode:04o}"
         yield Finding("folders", "failure", message, f"chmod 700 {quoted}")
@@ -297,12 +366,14 @@ def _round_trip() -> Iterator[Finding]:
             if isinstance(error, CurveKernelError):
                 message, hint = error.message, error.hint
             else:
-                message, hint = f"{type(error).__name__}: {error}", f"{_PYTHON} -m curve_kernel"
+                message, hint = f"{type(error).__name__}: {error}", "see: python -m curve_kernel"
             # What the kernel itself said is nearer to the cause.
             for line in log.read_text().splitlines():
                 message = line.partition("curve_kernel: error: ")[2] or message
                 hint = line.partition("curve_kernel: hint: ")[2] or hint
-            yield Finding("round trip", "failure", f"a kernel did not answer: {message}", hint)
+            yield Finding(
+                "round trip", "failure", f"a kernel did not answer: {message}", _command(hint)
+            )
 
 
 def _run_kernel(folder: Path, stderr: Any) -> Finding:
@@ -382,11 +453,11 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
         yield from function()
     except Exception as error:  # noqa: BLE001  one check that breaks must not hide the others
         message = f"this check broke: {type(error).__name__}: {error}"
-        yield Finding(check, "failure", message, "report it, with the output of doctor --json")
+        yield Finding(check, "failure", message, "# report it, with the output of doctor --json")
 
 
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
     console.print(line.append(f"{finding.check}: {finding.message}", "default"))
     if finding.command:
-        console.print(Text(f"{'':<9}mend it: {finding.command}"))
+        console.print(Text(f"{'':<9}fix it: {finding.command}"))

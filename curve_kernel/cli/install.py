@@ -1,19 +1,23 @@
-"""``install``: the kernelspec "Python 3 (CurveZMQ)"."""
+"""``install`` and ``uninstall``: the kernelspec "Python 3 (CurveZMQ)"."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
-from ipykernel.kernelbase import Kernel
 from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.utils.importstring import import_item
 
@@ -21,9 +25,81 @@ from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
 
-__all__ = ["InstallApp", "kernel_spec", "shipped_spec"]
+if TYPE_CHECKING:
+    from ipykernel.kernelbase import Kernel
+
+__all__ = [
+    "InstallApp",
+    "UninstallApp",
+    "install_beside",
+    "installed",
+    "kernel_spec",
+    "requirement",
+    "runs_curve_kernel",
+    "shipped_spec",
+]
 
 _NAME = "python3-curve"
+_DISPLAY_NAME = "Python 3 (CurveZMQ)"
+_PYTHON = shlex.quote(sys.executable)
+_MODULE = "curve_kernel"
+_KERNELS = Path("share", "jupyter", "kernels")
+
+
+def requirement() -> str:
+    """Return what pip has to be given, as a shell's word, to install this package somewhere else.
+
+    It is the folder, archive or repository from which it was installed here, else its name.
+    """
+    with contextlib.suppress(metadata.PackageNotFoundError, ValueError, KeyError):
+        origin = json.loads(metadata.distribution("curve-kernel").read_text("direct_url.json") or "")
+        url, vcs = origin["url"], origin.get("vcs_info")
+        if vcs:
+            return shlex.quote(f"{vcs['vcs']}+{url}@{vcs['commit_id']}")
+        path = unquote(urlsplit(url).path)
+        if not url.startswith("file:"):
+            return shlex.quote(url)
+        if Path(path).exists():
+            return shlex.quote(path)
+    return "curve-kernel"
+
+
+def install_beside(python: str = sys.executable, prefix: str = sys.prefix) -> str:
+    """Return the command that installs a kernelspec beside the one that each environment has.
+
+    Jupyter shows one kernelspec of a name only, so this one is named after its environment.
+    """
+    folder = Path(prefix)
+    name = folder.name
+    if name.lower().lstrip(".") in ("venv", "env"):
+        name = folder.parent.name
+    name = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "other"
+    display_name = shlex.quote(f"{_DISPLAY_NAME[:-1]}, {name})")
+    return (
+        f"{shlex.quote(python)} -m curve_kernel install --user"
+        f" --name {_NAME}-{name} --display-name {display_name}"
+    )
+
+
+def runs_curve_kernel(argv: Any) -> bool:
+    """Whether a kernelspec's *argv* starts this kernel."""
+    return isinstance(argv, list) and all(isinstance(word, str) for word in argv) and _MODULE in argv
+
+
+def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator[tuple[Path, Any]]:
+    """Yield each kernelspec's folder and argv, in the order in which Jupyter looks, shadowed ones too.
+
+    The argv of a file that can't be read is None. *prefix* is one more place to look.
+    """
+    places = list(manager.kernel_dirs)
+    if prefix is not None and (further := str(Path(prefix).absolute() / _KERNELS)) not in places:
+        places.append(further)
+    for place in places:
+        for file in sorted(Path(place).glob("*/kernel.json")):
+            argv = None
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                argv = json.loads(file.read_text()).get("argv")
+            yield file.parent, argv
 
 
 def _resources() -> Path:
@@ -51,7 +127,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     arguments = [f"--CurveKernelApp.client_authorization={options.client_authorization}"]
     if options.profile:
         arguments += ["--profile", options.profile]
-        spec["display_name"] = f"Python 3 (CurveZMQ) [profile={options.profile}]"
+        spec["display_name"] = f"{_DISPLAY_NAME} [profile={options.profile}]"
     if options.kernel_class:
         kernel = _import_kernel(options.kernel_class)
         arguments.append(f"--IPKernelApp.kernel_class={options.kernel_class}")
@@ -80,6 +156,8 @@ def _language(kernel: type[Kernel]) -> str:
 
 
 def _import_kernel(name: str) -> type[Kernel]:
+    from ipykernel.kernelbase import Kernel
+
     hint = "name a class as package.module.Class, of a package that is installed here"
     try:
         kernel = import_item(name)
@@ -193,20 +271,87 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
-        if str(destination.parent) not in manager.kernel_dirs:
-            print(  # noqa: T201
-                "Jupyter does not look there by itself: start it with"
-                f" JUPYTER_PATH={shlex.quote(str(destination.parent.parent))}"
+        for line in _notes(options, manager, name.lower(), destination):
+            print(line)  # noqa: T201
+
+
+def _notes(
+    options: argparse.Namespace, manager: KernelSpecManager, name: str, destination: Path
+) -> Iterator[str]:
+    """Say what runs where, and what is in the way."""
+    yield f"It runs {sys.executable}, whatever environment the Jupyter server is in."
+    if str(destination.parent) not in manager.kernel_dirs:
+        yield (
+            "Jupyter does not look there by itself: start it with"
+            f" JUPYTER_PATH={shlex.quote(str(destination.parent.parent))}"
+        )
+        return
+    if destination.is_relative_to(sys.prefix):
+        yield "Only a server in this environment sees it. For a server in another one:"
+        yield f"  {install_beside()}"
+    elif not options.no_provisioner:
+        yield "A server in another environment hides it unless curve_kernel is there too. There:"
+        yield f"  python -m pip install {requirement()}"
+        if name == _NAME:
+            yield f"That brings a {_NAME} of its own, which may hide this one. To have both:"
+            yield f"  {install_beside()}"
+    first = manager.find_kernel_specs().get(name)
+    if first != str(destination):
+        yield (
+            f"In this environment Jupyter takes another kernelspec of that name first: {first}\n"
+            "Use --sys-prefix to replace that, or another --name."
+        )
+
+
+class UninstallApp(Command):
+    """Removes what ``install`` made."""
+
+    name = "uninstall"
+    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
+        in this environment, in the user's folder, in the system's."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the name, and a place where Jupyter does not look."""
+        parser.add_argument("--name", default=_NAME, help=f"the kernelspec's name, {_NAME} by default")
+        parser.add_argument("--prefix", metavar="DIR", help="look into the environment at DIR too")
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Remove it, and say what is left."""
+        name = options.name.lower()
+        found = [
+            (folder, argv)
+            for folder, argv in installed(KernelSpecManager(), options.prefix)
+            if folder.name.lower() == name
+        ]
+        ours = [folder for folder, argv in found if runs_curve_kernel(argv)]
+        if not ours:
+            message = f"there is no kernelspec {options.name}"
+            if found:
+                message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"
+            raise CurveKernelError(
+                message, f"{_PYTHON} -m jupyter kernelspec list shows which there are"
             )
-        elif not destination.is_relative_to(sys.prefix) and not options.no_provisioner:
-            print(  # noqa: T201
-                "A Jupyter server that runs in another environment than"
-                f" {sys.prefix} needs curve_kernel too:\n"
-                "install it there with pip, or the server hides this kernel."
-            )
-        first = manager.find_kernel_specs().get(name.lower())
-        if str(destination.parent) in manager.kernel_dirs and first != str(destination):
-            print(  # noqa: T201
-                f"In this environment Jupyter takes another one of that name first: {first}\n"
-                "Use --sys-prefix to replace that, or another --name."
-            )
+        left = [
+            f"{folder}, which does not run curve_kernel" for folder, _ in found if folder not in ours
+        ]
+        for folder in ours:
+            if _came_with_pip(folder):
+                left.append(f"{folder}, which goes with: {_PYTHON} -m pip uninstall curve-kernel")
+                continue
+            try:
+                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+            except OSError as error:
+                raise CurveKernelError(
+                    f"kernelspec {folder} can't be removed: {error.strerror}",
+                    "remove it as the user who may write there",
+                ) from None
+            print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
+        for line in left:
+            print(f"Left {line}")  # noqa: T201
+
+
+def _came_with_pip(folder: Path) -> bool:
+    """Whether this package's own files put it there, and ``install`` has not replaced it since."""
+    file = folder / "kernel.json"
+    shipped = (_resources() / "kernel.json").read_bytes()
+    return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
-from jupyter_client import find_connection_file
 from jupyter_core.paths import jupyter_runtime_dir
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -19,12 +20,13 @@ from rich.text import Text
 
 from .. import connection_file
 from ..errors import CurveKernelError
-from ..inspect import KernelStatus, inspect_kernels
+from ..inspect import KernelStatus, find_connection_file, inspect_kernels, short_names
 from . import Command
 
 __all__ = ["StatusApp"]
 
 _COLORS = {"encrypted": "green", "PLAINTEXT": "bold red", "mixed": "bold red", "unreachable": "yellow"}
+_NAME = 16
 
 
 class StatusApp(Command):
@@ -61,7 +63,7 @@ class StatusApp(Command):
             print(json.dumps([kernel.as_json() for kernel in kernels], indent=2))  # noqa: T201
         else:
             console = _console()
-            console.print(_render(kernels, console))
+            console.print(_render(kernels, console), crop=False)
         alive = [kernel for kernel in kernels if kernel.verdict != "dead"]
         return int(any(kernel.verdict != "encrypted" for kernel in alive))
 
@@ -69,16 +71,7 @@ class StatusApp(Command):
     def _paths(files: Sequence[str]) -> list[str]:
         if not files:
             return [path for _, path in sorted(_in_runtime_folder())]
-        paths = []
-        for name in files:
-            try:
-                paths.append(find_connection_file(name))
-            except OSError:
-                raise CurveKernelError(
-                    f"there is no connection file {name}",
-                    "`jupyter --paths` shows the runtime folder where running kernels have theirs",
-                ) from None
-        return paths
+        return [find_connection_file(name) for name in files]
 
     def _watch(self, options: argparse.Namespace) -> int:
         console = _console()
@@ -93,18 +86,35 @@ class StatusApp(Command):
                 elif not options.json and live is not None:
                     live.update(_render(kernels, console), refresh=True)
                 elif not options.json and now != before:
-                    console.print(_render(kernels, console))
+                    console.print(_render(kernels, console), crop=False)
                 before = now
                 time.sleep(self.INTERVAL)
         return 0
 
 
 def _in_runtime_folder() -> Iterable[tuple[float, str]]:
-    for path in Path(jupyter_runtime_dir()).glob("*.json"):
+    folder = Path(jupyter_runtime_dir())
+    try:
+        paths = [path for path in folder.iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CurveKernelError(
+            f"runtime folder {folder} may not be read: {error.strerror}",
+            "name a connection file that you may read",
+        ) from None
+    for path in paths:
         with contextlib.suppress(OSError, CurveKernelError):
             # A kernel may be started with a file of any name, and servers have theirs here too.
             if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
-                yield path.stat().st_mtime, str(path)
+                yield _modified(path), str(path)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except PermissionError:
+        return 0.0  # it is shown, with the reason
 
 
 def _console() -> Console:
@@ -117,22 +127,30 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
     if not kernels:
         return f"No kernel has a connection file in {jupyter_runtime_dir()}"
     style = box.SIMPLE_HEAD if console.is_terminal else None
-    table = Table(box=style, pad_edge=False, show_edge=False)
-    for heading in ("verdict", "kernel", "process", "since"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("channels", "connection file", "gives away"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=style, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("verdict", "kernel", "pid", "since", "channels", "file", "gives away"):
+        # What a person copies is never wrapped.
+        wraps = heading in ("channels", "gives away")
+        table.add_column(heading, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     further = []
-    for kernel in kernels:
+    # As a shell takes them.
+    names = map(shlex.quote, short_names([kernel.file for kernel in kernels]))
+    for kernel, name in zip(kernels, names, strict=True):
+        shown = name
+        if len(name) > _NAME and console.is_terminal:
+            shown = f"{Path(name).name[: _NAME - 1]}…"
+            further.append(f"{shown} is {name}")
         table.add_row(
             Text(kernel.verdict, _COLORS.get(kernel.verdict, "dim")),
             Text(_printable(kernel.kernel_name) or "-"),
             str(kernel.pid or "-"),
-            f"{kernel.since:%m-%d %H:%M}" if kernel.since else "-",
+            _since(kernel),
             Text(_spoken(kernel)),
-            Text(_printable(_shortened(kernel.file))),
+            Text(_printable(shown)),
             _exposed(kernel),
         )
+        if kernel.problem:
+            further.append(kernel.problem)
         ports = [
             f"{port['address']}:{port['port']}"
             + ("" if port["pid"] == kernel.pid else f" (of process {port['pid']})")
@@ -140,7 +158,16 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
         ]
         if ports:
             further.append(f"process {kernel.pid} also listens on {', '.join(ports)}")
-    return Group(table, *(Text(line) for line in further))
+    # The terminal wraps these, so that a path in them can be copied.
+    lines = (Text(_printable(line), no_wrap=True, overflow="ignore") for line in further)
+    return Group(table, *lines)
+
+
+def _since(kernel: KernelStatus) -> str:
+    if kernel.since is None:
+        return "-"
+    today = kernel.since.date() == datetime.now(kernel.since.tzinfo).date()
+    return f"{kernel.since:%H:%M}" if today else f"{kernel.since:%m-%d}"
 
 
 def _spoken(kernel: KernelStatus) -> str:
@@ -148,10 +175,8 @@ def _spoken(kernel: KernelStatus) -> str:
     for name, channel in kernel.channels.items():
         by_mechanism.setdefault(channel["mechanism"], []).append(name)
     if len(by_mechanism) == 1:
-        return f"all {next(iter(by_mechanism))}"
-    if kernel.problem:
-        return _printable(kernel.problem)
-    return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items())
+        return next(iter(by_mechanism))
+    return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items()) or "-"
 
 
 def _printable(text: str) -> str:
@@ -159,17 +184,12 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _shortened(path: str) -> str:
-    return Path(path).name if Path(path).parent == Path(jupyter_runtime_dir()) else path
-
-
 def _exposed(kernel: KernelStatus) -> Text:
-    text = Text()
+    parts = []
     if kernel.secret_key_in_file:
-        text.append("secret key", "bold red").append(", ")
+        parts.append(Text("secret key", "bold red"))
     if kernel.hmac_key_in_file:
-        text.append("HMAC key, ")
-    if kernel.file_mode:
-        open_to_others = int(kernel.file_mode, 8) & 0o077
-        text.append(f"mode {kernel.file_mode}", "bold red" if open_to_others else "")
-    return text
+        parts.append(Text("HMAC key"))
+    if kernel.file_mode and int(kernel.file_mode, 8) & 0o077:
+        parts.append(Text(f"mode {kernel.file_mode}", "bold red"))
+    return Text(", ").join(parts) if parts else Text("-")

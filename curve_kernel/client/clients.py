@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -10,6 +12,7 @@ from typing import Any, cast
 import zmq
 from jupyter_client import KernelClient, asynchronous, blocking, threaded
 from jupyter_client.connect import KernelConnectionInfo, channel_socket_types
+from jupyter_client.utils import ensure_async, run_sync
 from traitlets import Instance, TraitError
 
 from .. import keys, sockets
@@ -26,15 +29,25 @@ from .handshake import (
     NoCurveServerError,
     WrongServerKeyError,
     wait,
+    wait_async,
 )
+from .heartbeat import keyed_heartbeat
 
 __all__ = ["AsyncKernelClient", "BlockingKernelClient", "ThreadedKernelClient"]
 
 _TIMEOUT = 2.5
+_INTERVAL = 0.5
+"""Seconds between two looks whether the kernel still accepts this client, where one waits for it."""
+_HANG_UPS = 5
+"""A kernel that ends, or an ssh tunnel to one, hangs up too, though not on and on."""
 
 
 class _CurveClient(KernelClient):
-    """What the three clients share; mixed into jupyter_client's classes."""
+    """What the three clients share; mixed into jupyter_client's classes.
+
+    Once started, a client goes on watching its connections. No thread does it: whoever waits for the
+    kernel looks, twice a second.
+    """
 
     client_keys = Instance(
         KeyPair,
@@ -42,7 +55,13 @@ class _CurveClient(KernelClient):
         help="""This client's key pair. None takes the pair of a connection file that holds both
         keys, else this user's identity, else a fresh pair.""",
     )
-    _handshakes: list[Handshake] | None = None
+    _handshakes: tuple[Handshake, ...] = ()
+    _new_handshakes: list[Handshake] | None = None
+    _refusal: ConnectionRefusedByKernelError | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._lock = threading.RLock()  # channels may be read in several threads
+        super().__init__(**kwargs)
 
     def load_connection_info(self, info: Mapping[str, Any]) -> None:
         """Load connection info, of which the public key is enough.
@@ -97,10 +116,17 @@ class _CurveClient(KernelClient):
         if identity:
             socket.identity = identity
         sockets.make_client(socket, own, self.curve_publickey)
-        if self._handshakes is not None:
-            self._handshakes.append(Handshake(channel, socket))
+        if self._new_handshakes is not None:
+            self._new_handshakes.append(Handshake(channel, socket))
         socket.connect(self._make_url(channel))
         return socket
+
+    @property
+    def hb_channel(self) -> Any:
+        """The heartbeat channel, with this client's own key pair."""
+        if self._hb_channel is None:
+            self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, self._own_keys())
+        return super().hb_channel
 
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start the channels, and make sure that each is connected.
@@ -110,9 +136,22 @@ class _CurveClient(KernelClient):
         ConnectionRefusedByKernelError
             The subclass that fits, within five seconds.
         """
-        handshakes = self._start_and_watch(*args, **kwargs)
-        wait(handshakes, _TIMEOUT)
-        self._check(handshakes)
+        self._start_channels(*args, **kwargs)
+        wait(self._handshakes, _TIMEOUT)
+        self._check()
+
+    def _start_channels(self, *args: Any, **kwargs: Any) -> None:
+        self._refusal = None
+        new = self._new_handshakes = []
+        try:
+            super().start_channels(*args, **kwargs)
+        except BaseException:
+            for one in new:
+                one.close()
+            raise
+        finally:
+            self._new_handshakes = None
+        self._handshakes = tuple(new)
 
     def stop_channels(self) -> None:
         """Stop the channels.
@@ -123,62 +162,157 @@ class _CurveClient(KernelClient):
         hb, deadline = self._hb_channel, time.monotonic() + _TIMEOUT
         while hb is not None and hb.is_alive() and not hb._running and time.monotonic() < deadline:
             time.sleep(0.001)
+        self._stop_watching()
         super().stop_channels()
 
-    def _start_and_watch(self, *args: Any, **kwargs: Any) -> list[Handshake]:
-        handshakes = self._handshakes = []
-        try:
-            super().start_channels(*args, **kwargs)
-        except BaseException:
-            wait(handshakes, 0)
-            raise
-        finally:
-            self._handshakes = None
-        return handshakes
+    def _stop_watching(self) -> None:
+        with self._lock:
+            for one in self._handshakes:
+                one.close()
+            self._handshakes = ()
 
-    def _check(self, handshakes: list[Handshake]) -> None:
-        failed = next((one for one in handshakes if one.outcome), None)
+    @property
+    def refusal(self) -> ConnectionRefusedByKernelError | None:
+        """Why the kernel does not accept this client any more; None as long as it does.
+
+        A client that was connected is refused later if it was revoked, has become a viewer, or if
+        another kernel has the ports now. Whatever waits for the kernel raises this error then, after
+        the messages that are there already, and ``is_alive()`` is False.
+        """
+        with self._lock:
+            if self._handshakes and self._refusal is None:
+                for one in self._handshakes:
+                    one.read()
+                    if one.hang_ups >= _HANG_UPS:
+                        self._suspect(one)
+                self._refusal = self._find_refusal()
+                if self._refusal is not None:
+                    self._stop_watching()
+            return self._refusal
+
+    @property
+    def connected(self) -> bool:
+        """Whether every channel was connected, as of the last look at `refusal`."""
+        return all(one.up for one in self._handshakes)
+
+    @property
+    def connections(self) -> int:
+        """How often the channels have been connected, all together, as of that look."""
+        return sum(one.connections for one in self._handshakes)
+
+    def _suspect(self, one: Handshake) -> None:
+        """Tell another kernel from none: an ssh tunnel to a kernel that restarts hangs up, too."""
+        mechanism = _mechanism(self._make_url(one.channel))
+        if mechanism not in ("CURVE", None):
+            one.fail(NoCurveServerError)
+        elif mechanism and one.suspected:
+            one.fail(WrongServerKeyError)
+        one.suspected, one.hang_ups = bool(mechanism), 0
+
+    def _find_refusal(self) -> ConnectionRefusedByKernelError | None:
+        failed = next((one for one in self._handshakes if one.outcome), None)
         if failed is None or failed.outcome is None:
-            return
-        outcome = failed.outcome
-        if outcome is WrongServerKeyError and not _speaks_curve(self._make_url(failed.channel)):
+            return None
+        outcome, url = failed.outcome, self._make_url(failed.channel)
+        if outcome is WrongServerKeyError and (mechanism := _mechanism(url)) != "CURVE":
             # Which side of a mismatch hangs up first is a matter of chance.
-            outcome = NoCurveServerError
-        if outcome is KeyNotAuthorizedError and self._sees_outputs(handshakes):
+            outcome = NobodyThereError if mechanism is None else NoCurveServerError
+        if outcome is KeyNotAuthorizedError and self._sees_outputs():
             outcome = ChannelNotForViewersError
-        self.stop_channels()
-        raise _explain(outcome, failed.channel, self._make_url(failed.channel), self._own_keys())
+        return _explain(outcome, failed, url, self._own_keys())
 
-    def _sees_outputs(self, handshakes: list[Handshake]) -> bool:
-        iopub = [one for one in handshakes if one.channel == "iopub"]
+    def _check(self) -> None:
+        refusal = self._refusal = self._find_refusal()
+        if refusal is not None:
+            self.stop_channels()
+            raise refusal
+
+    def _raise_refusal(self) -> None:
+        if (refusal := self.refusal) is not None:
+            raise refusal
+
+    def _sees_outputs(self) -> bool:
+        iopub = [one for one in self._handshakes if one.channel == "iopub"]
         if iopub:
-            return iopub[0].outcome is None
-        extra = self._handshakes = []
+            wait(iopub, _INTERVAL)
+            return iopub[0].up
+        self._new_handshakes = iopub
         socket = self._create_connected_socket("iopub")
-        self._handshakes = None
-        wait(extra, 0.5)
+        self._new_handshakes = None
+        wait(iopub, _INTERVAL)
+        iopub[0].close()
         socket.close(linger=0)
-        return extra[0].outcome is None
+        return iopub[0].up
+
+    async def _receive(self, channel: Any, timeout: float | None = None) -> dict[str, Any]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _INTERVAL if deadline is None else max(deadline - time.monotonic(), 0)
+            try:
+                message: dict[str, Any] = await ensure_async(
+                    channel.get_msg(timeout=min(left, _INTERVAL))
+                )
+            except queue.Empty:
+                self._raise_refusal()
+                if deadline is not None and left <= _INTERVAL:
+                    raise
+            else:
+                return message
+
+    async def _async_get_shell_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        return await self._receive(self.shell_channel, timeout)
+
+    async def _async_get_iopub_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        return await self._receive(self.iopub_channel, timeout)
+
+    async def _async_get_stdin_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        return await self._receive(self.stdin_channel, timeout)
+
+    async def _async_get_control_msg(self, timeout: float | None = None) -> dict[str, Any]:
+        return await self._receive(self.control_channel, timeout)
+
+    async def _async_is_alive(self) -> bool:
+        return self.refusal is None and await super()._async_is_alive()
+
+    async def _async_wait_for_ready(self, timeout: float | None = None) -> None:
+        try:
+            await super()._async_wait_for_ready(timeout)
+        except RuntimeError:
+            self._raise_refusal()
+            raise
+
+    async def _async_execute_interactive(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        running = asyncio.ensure_future(super()._async_execute_interactive(*args, **kwargs))
+        try:
+            while not (await asyncio.wait([running], timeout=_INTERVAL))[0]:
+                self._raise_refusal()
+            return await running
+        finally:
+            running.cancel()
 
 
-def _speaks_curve(url: str) -> bool:
+def _mechanism(url: str) -> str | None:
+    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if there is none."""
     try:
-        return read_mechanism(url, timeout=0.5) == "CURVE"
-    except (OSError, ValueError):
-        return False
+        return read_mechanism(url, timeout=_INTERVAL)
+    except OSError:
+        return None
+    except ValueError:
+        return ""
 
 
 def _explain(
-    outcome: type[ConnectionRefusedByKernelError], channel: str, url: str, own: KeyPair
+    outcome: type[ConnectionRefusedByKernelError], failed: Handshake, url: str, own: KeyPair
 ) -> ConnectionRefusedByKernelError:
     shown = own.public_key.decode()
+    again = " any more" if failed.connections else ""
     texts = {
         KeyNotAuthorizedError: (
-            f"key not authorized: the kernel at {url} does not list this client's key {shown}",
+            f"key not authorized: the kernel at {url} does not list this client's key {shown}{again}",
             "the kernel's user can list it: python -m curve_kernel authorize CERTIFICATE --name NAME",
         ),
         ChannelNotForViewersError: (
-            f"channel {channel} is not for viewers, and this client is listed as one",
+            f"channel {failed.channel} is not for viewers, and this client is listed as one",
             "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
         ),
         WrongServerKeyError: (
@@ -203,16 +337,35 @@ def _explain(
 class BlockingKernelClient(_CurveClient, blocking.BlockingKernelClient):
     """``jupyter_client.BlockingKernelClient`` with a key pair of its own."""
 
+    get_shell_msg = run_sync(_CurveClient._async_get_shell_msg)
+    get_iopub_msg = run_sync(_CurveClient._async_get_iopub_msg)
+    get_stdin_msg = run_sync(_CurveClient._async_get_stdin_msg)
+    get_control_msg = run_sync(_CurveClient._async_get_control_msg)
+    is_alive = run_sync(_CurveClient._async_is_alive)
+    wait_for_ready = run_sync(_CurveClient._async_wait_for_ready)
+    execute_interactive = run_sync(_CurveClient._async_execute_interactive)
+
 
 class ThreadedKernelClient(_CurveClient, threaded.ThreadedKernelClient):
-    """``jupyter_client.threaded.ThreadedKernelClient`` with a key pair of its own."""
+    """``jupyter_client.threaded.ThreadedKernelClient`` with a key pair of its own.
+
+    It waits for nothing that could raise, so look at `refusal` or ``is_alive()``.
+    """
+
+    def is_alive(self) -> bool:
+        """Tell whether the kernel lives, and still accepts this client."""
+        return self.refusal is None and super().is_alive()
 
 
 class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
     """``jupyter_client.AsyncKernelClient`` with a key pair of its own."""
 
-    _connecting: asyncio.Future[None] | None = None
-    _watched: list[Handshake] = []  # noqa: RUF012  never changed, only replaced
+    get_shell_msg = _CurveClient._async_get_shell_msg
+    get_iopub_msg = _CurveClient._async_get_iopub_msg
+    get_stdin_msg = _CurveClient._async_get_stdin_msg
+    get_control_msg = _CurveClient._async_get_control_msg
+    is_alive = _CurveClient._async_is_alive
+    execute_interactive = _CurveClient._async_execute_interactive
 
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start the channels; `wait_for_ready` tells whether they are connected.
@@ -222,14 +375,12 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
         ConnectionRefusedByKernelError
             Only where no event loop runs in this thread: then here, as for the blocking client.
         """
-        self._watched = self._start_and_watch(*args, **kwargs)
         try:
-            loop = asyncio.get_running_loop()
+            asyncio.get_running_loop()
         except RuntimeError:
-            wait(self._watched, _TIMEOUT)
-            self._check(self._watched)
+            super().start_channels(*args, **kwargs)
         else:
-            self._connecting = loop.run_in_executor(None, wait, self._watched, _TIMEOUT)
+            self._start_channels(*args, **kwargs)
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers.
@@ -241,7 +392,6 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
         RuntimeError
             As stock, if the kernel does not answer in *timeout* seconds.
         """
-        if self._connecting is not None:
-            await self._connecting
-            self._check(self._watched)
+        await wait_async(self._handshakes, _TIMEOUT)
+        self._check()
         await self._async_wait_for_ready(timeout=timeout)

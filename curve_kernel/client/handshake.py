@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -20,6 +23,7 @@ __all__ = [
     "NobodyThereError",
     "WrongServerKeyError",
     "wait",
+    "wait_async",
 ]
 
 _EVENTS = (
@@ -28,6 +32,8 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_DISCONNECTED
 )
+_INTERVAL = 0.01
+_NUMBERS = itertools.count()
 
 
 class ConnectionRefusedByKernelError(CurveKernelError):
@@ -57,6 +63,11 @@ class NobodyThereError(ConnectionRefusedByKernelError):
 class Handshake:
     """The fate of one socket's connection, read from its monitor.
 
+    Its first handshake ends with ``done``, and with an ``outcome`` if it failed. libzmq connects again
+    by itself whenever a connection ends, so `read` goes on to tell whether it still may: ``up`` says
+    whether it is connected now, ``connections`` how often it has been, and ``hang_ups`` how often the
+    server has closed a connection in the handshake since.
+
     Parameters
     ----------
     channel : str
@@ -69,62 +80,87 @@ class Handshake:
         self.channel = channel
         self.outcome: type[ConnectionRefusedByKernelError] | None = None
         self.done = False
+        self.up = False
+        self.connections = 0
+        self.hang_ups = 0
+        self.suspected = False
         self._socket = socket
-        self._hung_up = 0
-        endpoint = f"inproc://curve-kernel-handshake-{id(self)}"
+        endpoint = f"inproc://curve-kernel-handshake-{next(_NUMBERS)}"
         socket.monitor(endpoint, _EVENTS)
-        # A socket of the plain kind, also where the client's are asyncio's.
-        context: zmq.Context[Any] = zmq.Context.shadow(socket.context.underlying)
-        self.monitor: zmq.Socket[Any] = context.socket(zmq.PAIR)
+        # A socket of the plain kind, also where the client's are asyncio's; of the same context, which
+        # closes it with its others.
+        self.monitor: zmq.Socket[Any] = socket.context.socket(zmq.PAIR, socket_class=zmq.Socket)
         self.monitor.linger = 0
+        # With a limit libzmq's I/O thread would stop and wait for who does not read.
+        self.monitor.rcvhwm = 0
         self.monitor.connect(endpoint)
 
     def read(self) -> None:
         """Take in the events that are there."""
-        while not self.done and self.monitor.poll(0):
+        while self.outcome is None and not self.monitor.closed and self.monitor.poll(0):
             self._take(parse_monitor_message(self.monitor.recv_multipart())["event"])
 
     def _take(self, event: int) -> None:
         match event:
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.done = True
+                self.done = self.up = True
+                self.connections += 1
+                self.hang_ups, self.suspected = 0, False
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._fail(KeyNotAuthorizedError)
+                self.fail(KeyNotAuthorizedError)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                self._fail(NoCurveServerError)
+                self.fail(NoCurveServerError)
+            case zmq.EVENT_DISCONNECTED if self.up:
+                self.up = False
             case zmq.EVENT_DISCONNECTED:
                 # A CURVE server hangs up on a HELLO that was made for another server key. So does a
                 # kernel that ends just now; that one does not accept a second time.
-                self._hung_up += 1
-                if self._hung_up == 2:
-                    self._fail(WrongServerKeyError)
+                self.hang_ups += 1
+                if self.hang_ups == 2 and not self.connections:
+                    self.fail(WrongServerKeyError)
 
-    def _fail(self, outcome: type[ConnectionRefusedByKernelError]) -> None:
-        self.done, self.outcome = True, outcome
+    def fail(self, outcome: type[ConnectionRefusedByKernelError]) -> None:
+        """Let *outcome* be the end of it."""
+        self.done, self.up, self.outcome = True, False, outcome
+
+    def give_up(self) -> None:
+        """Take a first handshake that has not come to an end by now for one with nobody."""
+        if not self.done:
+            self.fail(NobodyThereError if not self.hang_ups else WrongServerKeyError)
 
     def close(self) -> None:
-        """Stop watching; who has not decided by now is nobody."""
-        if not self.done:
-            self._fail(NobodyThereError if not self._hung_up else WrongServerKeyError)
+        """Stop watching."""
+        self.give_up()
         with contextlib.suppress(zmq.ContextTerminated):
             if not self._socket.closed:
                 self._socket.disable_monitor()
         self.monitor.close()
 
 
-def wait(handshakes: list[Handshake], timeout: float) -> None:
-    """Wait until each handshake has come to an end, then stop watching; all of it in one thread."""
+def wait(handshakes: Sequence[Handshake], timeout: float) -> None:
+    """Wait until each is connected or has failed, and give up those that are neither."""
     deadline = time.monotonic() + timeout
-    try:
-        while waiting := [one.monitor for one in handshakes if not one.done]:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            zmq.select(waiting, [], [], timeout=left)
-            for one in handshakes:
-                one.read()
-    except zmq.ContextTerminated:
-        pass  # stop_channels has called it off
-    finally:
-        for one in handshakes:
-            one.close()
+    while waiting := _undecided(handshakes):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        zmq.select([one.monitor for one in waiting], [], [], timeout=left)
+        for one in waiting:
+            one.read()
+    for one in handshakes:
+        one.give_up()
+
+
+async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
+    """Do what `wait` does, in an event loop."""
+    deadline = time.monotonic() + timeout
+    while (waiting := _undecided(handshakes)) and time.monotonic() < deadline:
+        await asyncio.sleep(_INTERVAL)
+        for one in waiting:
+            one.read()
+    for one in handshakes:
+        one.give_up()
+
+
+def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
+    return [one for one in handshakes if not one.up and one.outcome is None]

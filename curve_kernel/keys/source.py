@@ -19,6 +19,11 @@ __all__ = ["SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret",
 SECRETKEY_VARIABLE = "JUPYTER_CURVE_SECRETKEY"
 SECRETKEY_FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY_FILE"
 
+_WRAPPER = (
+    "if a wrapper drops the environment (env -i, sudo, docker run, singularity --cleanenv), put"
+    ' "key_distribution": "file" into the config of the kernelspec\'s kernel_provisioner'
+)
+
 
 class EnvironmentSecret:
     """What the environment said about the kernel's secret key, taken out of it for good.
@@ -40,6 +45,11 @@ class EnvironmentSecret:
 
     def __repr__(self) -> str:
         return "EnvironmentSecret(<hidden>)"
+
+    @property
+    def given(self) -> bool:
+        """Whether the environment had a key."""
+        return self._secret is not None or self._file is not None
 
     def pair(self) -> tuple[KeyPair, str] | None:
         """Return the key pair and the name of the variable it comes from, or None if neither is set.
@@ -172,14 +182,17 @@ def find(
         case None, None:
             raise CurveKernelError(
                 f"connection file {file_name} has no CURVE keys: its launcher does not provide them",
-                "start the kernel from a kernelspec made by `python -m curve_kernel install`, set"
-                f" ${SECRETKEY_VARIABLE}, or leave the file out to let the kernel make its own keys",
+                "VS Code, Positron, jpterm, Enterprise Gateway and jupyter_client < 7 ignore kernel"
+                " provisioners: use a front end on jupyter_client >= 8.9 with a kernelspec made by"
+                " `python -m curve_kernel install`, or one whose kernel manager has"
+                f" transport_encryption=required; {_WRAPPER}; by hand, leave the file out, and the"
+                " kernel makes its own keys",
             )
         case _, None:
             raise CurveKernelError(
-                f"connection file {file_name} holds only the public key",
-                f"set ${SECRETKEY_VARIABLE} to the secret key that belongs to it, or remove the file"
-                " if a kernel that has ended left it",
+                f"connection file {file_name} holds only the public key, and no variable the secret",
+                f"{_WRAPPER}; by hand, set ${SECRETKEY_VARIABLE} to the secret key that belongs to"
+                " it, or remove the file if a kernel that has ended left it",
             )
         case None, _:
             raise CurveKernelError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
 import socket as stdlib_socket
 import sys
+import textwrap
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jupyter_client
@@ -17,16 +21,37 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Bool, CaselessStrEnum
 
 from .. import connection_file, keys, sockets
+from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
+from ..client.heartbeat import keyed_heartbeat
 from ..errors import CurveKernelError
 from ..keys import KeyPair
+from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
 
-__all__ = ["CurveProvisioner"]
+__all__ = ["CurveProvisioner", "StartError"]
 
 _START_LIMIT = 60.0
 _RETRY = 0.02
+# What tells Jupyter where its configuration folder is.
+_CONFIG_FOLDER_VARIABLES = (
+    "HOME",
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_NO_CONFIG",
+    "JUPYTER_PLATFORM_DIRS",
+    "XDG_CONFIG_HOME",
+)
+
+
+class StartError(CurveKernelError):
+    """Says why a kernel does not start, in short lines: JupyterLab's dialog cuts off long ones."""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+            for text in (self.message, self.hint)
+        )
 
 
 class CurveProvisioner(LocalProvisioner):
@@ -56,11 +81,12 @@ class CurveProvisioner(LocalProvisioner):
 
     _keys: KeyPair | None = None
     _held_ports: tuple[stdlib_socket.socket, ...] = ()
+    _allowlist: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         # Traitlets would pass over a misspelt option, and what it was to change would stay as it is.
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
-            raise CurveKernelError(
+            raise StartError(
                 f"the curve-provisioner has no option {', '.join(unknown)}",
                 "in its kernelspec's config there can be key_distribution and message_signing",
             )
@@ -72,13 +98,13 @@ class CurveProvisioner(LocalProvisioner):
         keys.require_curve()
         km = self.parent
         if km is None:
-            raise CurveKernelError(
+            raise StartError(
                 "the curve-provisioner has no kernel manager to give its keys to",
                 "start the kernel through a jupyter_client KernelManager",
             )
         arguments = [*km.kernel_spec.argv, *(kwargs.get("extra_arguments") or ())]
         if not any("{connection_file}" in argument for argument in arguments):
-            raise CurveKernelError(
+            raise StartError(
                 f"the argv of kernelspec {km.kernel_name} does not hand over the connection file",
                 'its kernel.json needs "-f", "{connection_file}" in argv',
             )
@@ -112,6 +138,7 @@ class CurveProvisioner(LocalProvisioner):
             env.pop(variable, None)
         if self.key_distribution == "env":
             env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
+        self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
@@ -124,8 +151,8 @@ class CurveProvisioner(LocalProvisioner):
         Raises
         ------
         CurveKernelError
-            If the kernel's control port does not speak CURVE with the key pair that it was given. The
-            kernel has been ended then.
+            If the kernel ended because its list of clients can't be trusted, or its control port does
+            not speak CURVE with the key pair that it was given. The kernel has been ended then.
         """
         assert self._keys is not None
         try:
@@ -181,7 +208,8 @@ class CurveProvisioner(LocalProvisioner):
                 deadline = time.monotonic() + _START_LIMIT
                 while not handshake.done:
                     if await self.poll() is not None:
-                        return None  # the kernel has said why, and its manager sees that it ended
+                        # The kernel has said why, and its manager sees that it ended.
+                        return self._allowlist_problem()
                     if time.monotonic() > deadline:
                         self.log.warning(
                             "Waited %d s for the kernel to open %s: whether it encrypts is not known",
@@ -201,20 +229,34 @@ class CurveProvisioner(LocalProvisioner):
         except (OSError, ValueError) as error:
             mechanism = str(error)
         if mechanism == "CURVE":
-            return CurveKernelError(
+            return StartError(
                 f"kernel {name} has other CURVE keys than it was given, so it was ended",
                 "look into its kernelspec, and for another process on its ports",
             )
-        return CurveKernelError(
+        return StartError(
             f"kernel {name} ignores its CURVE keys, so it was ended: its port speaks {mechanism}",
             "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
         )
+
+    def _allowlist_problem(self) -> CurveKernelError | None:
+        """Look at the list as the kernel did, since its own words are in a log that few people read."""
+        if self._allowlist is None:
+            return None
+        try:
+            AuthorizedClients(self._allowlist, str).check()
+        except CurveKernelError as error:
+            name = self.parent.kernel_name if self.parent else ""
+            return StartError(f"kernel {name} does not start: {error.message}", error.hint)
+        return None
 
     async def _end_kernel(self) -> None:
         km: Any = self.parent
         km.stop_restarter()
         await km._async_kill_kernel()
         await km._async_cleanup_resources()
+        if restarter := getattr(km, "_restarter", None):
+            # After a crash it was just restarting the kernel, and the page would wait for that.
+            restarter._fire_callbacks("dead")
 
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
@@ -227,37 +269,67 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
-        if jupyter_client.version_info < (8, 10):
-            km.client_factory = _taking_text_keys(km.client_factory)
+        km.client_factory = _presenting_keys(km.client_factory)
         return km
+
+
+def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -> Path | None:
+    """Return the folder that lists the clients of the kernel that *command* starts.
+
+    None if the command does not ask for the allowlist, or where the list is can't be known from here.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--CurveKernelApp.client_authorization", "--client-authorization"):
+        parser.add_argument(option, dest="mode", type=str.lower)
+    parser.add_argument("--allowlist", dest="mode", action="store_const", const="allowlist")
+    parser.add_argument("--CurveKernelApp.authorized_clients", dest="folder")
+    try:
+        options, _ = parser.parse_known_args(command)
+    except argparse.ArgumentError:
+        return None
+    if options.mode != "allowlist":
+        return None
+    if options.folder:
+        return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
+    same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
+    return curve_folder() if same else None
 
 
 def _require_jupyter_client() -> None:
     if jupyter_client.version_info < (8, 9):
-        raise CurveKernelError(
+        raise StartError(
             f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
         )
 
 
-def _taking_text_keys(factory: type) -> type:
-    """Make a client class of *factory* that accepts the keys as str.
+def _presenting_keys(factory: type) -> type:
+    """Make a client class of *factory* whose heartbeat presents the manager's key pair too.
 
-    ``KernelManager.client()`` of jupyter_client 8.9 passes them so, and its own clients refuse it
-    with a TraitError; 8.10 mended that.
+    It also accepts the keys as str: ``KernelManager.client()`` of jupyter_client 8.9 passes them so,
+    and its own clients refuse them with a TraitError, until 8.10.
     """
-    if hasattr(factory, "takes_text_keys"):
+    if hasattr(factory, "presents_keys"):
         return factory
 
     class Client(factory):
-        takes_text_keys = True
+        presents_keys = True
+        hb_channel_class: Any
 
         def __init__(self, **kwargs: Any) -> None:
             for name in ("curve_publickey", "curve_secretkey"):
                 if isinstance(kwargs.get(name), str):
                     kwargs[name] = kwargs[name].encode("ascii")
             super().__init__(**kwargs)
+
+        @property
+        def hb_channel(self) -> Any:
+            public_key, secret_key = self.curve_publickey, self.curve_secretkey
+            if self._hb_channel is None and public_key and secret_key:
+                pair = KeyPair(public_key, secret_key)
+                self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, pair)
+            return super().hb_channel
 
     Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
     return Client

@@ -18,10 +18,11 @@ import psutil
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
-from support import MODULE, check_two_lines, run_code, started, wait_for
+from support import MODULE, check_two_lines, headless, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import load_identity
 
 pytest.importorskip("jupyter_console")
 
@@ -79,8 +80,30 @@ def test_keygen(curve):
     before = (curve / "identity.key_secret").read_bytes()
     fails("keygen", says="already", hint="--force")
     assert (curve / "identity.key_secret").read_bytes() == before
-    assert run("keygen", "--force")[0] == 0
+    assert "old key" not in out
+    old_key = public_key.decode()
+    # Listed under one more name, and not as an owner.
+    assert run("revoke", "olga")[0] == 0
+    assert run("authorize", str(curve / "identity.key"), "--name", "desk", "--role", "viewer")[0] == 0
+    status, out, err = run("keygen", "--force")
+    assert (status, err) == (0, "")
     assert (curve / "identity.key_secret").read_bytes() != before
+    assert (
+        "It was listed as viewer desk too, and is not any more.\nYour old key is off your list" in out
+    )
+    assert f"reject it at the next handshake: {old_key}\n" in out
+    assert "connection that stands already goes on" in out
+    assert "Whoever else listed your old key" in out
+    assert str(curve / "identity.key") in out
+    clients = run("clients")[1]
+    assert clients.count("(you)") == 1
+    assert old_key not in clients
+
+    (curve / "identity.key_secret").write_text("torn")
+    (curve / "identity.key").unlink()
+    status, out, _ = run("keygen", "--force")
+    assert status == 0
+    assert "old key can't be read" in out
     assert run("clients")[1].count("(you)") == 1
 
 
@@ -211,6 +234,27 @@ def test_console_on_a_stock_kernel_with_both_keys_in_its_file(tmp_path):
 
 
 @needs_tmux
+def test_curve_magic_fits_into_80_columns(curve):
+    """Also with a client of which nothing but a long key is known."""
+    assert run("keygen")[0] == 0
+    assert run("revoke", "olga")[0] == 0
+    with (
+        headless() as (process, info),
+        Terminal("console", "--existing", f"kernel-{process.pid}.json", columns=80) as terminal,
+    ):
+        terminal.wait("In [1]")
+        terminal.type("%curve", "Enter")
+        screen = terminal.wait("In [2]").partition("%curve")[2]
+        assert max(map(len, screen.splitlines())) <= 80, screen
+        assert f"Server key: {info['curve_publickey']}" in screen
+        assert re.search(r"^shell +tcp://127.0.0.1:\d+ +CURVE +\d +\d$", screen, re.MULTILINE), screen
+        assert re.search(r"^pipe \(forked children\) +tcp://127.0.0.1:\d+ +CURVE +0 +0$", screen, re.M)
+        rows = re.findall(r"^\S{19}… +anybody +shell, .* 127.0.0.1 +\d\d:\d\d:\d\d$", screen, re.M)
+        assert len(rows) == 1, screen
+        assert load_identity(curve).public_key.decode() in screen
+
+
+@needs_tmux
 def test_watch_as_a_viewer(tmp_path):
     certificate = colleague(tmp_path)
     home = tmp_path / "colleague"
@@ -276,8 +320,8 @@ def test_watch_survives_a_restart_and_ends_with_the_kernel():
 
 @pytest.mark.parametrize("command", ["console", "watch"])
 def test_connecting_to_what_is_no_kernel(tmp_path, command):
-    fails(command, "--existing", "no-such", says="no connection file no-such", hint="jupyter --paths")
-    fails(command, says="--existing", hint="--help")
+    fails(command, "--existing", "no-such", says="no connection file no-such", hint="status")
+    fails(command, says="no kernel has a connection file", hint="status")
     path = tmp_path / "bad.json"
     path.write_text("{")
     fails(command, "--existing", str(path), says="not JSON", hint="connection file")

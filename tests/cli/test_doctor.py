@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from support import MODULE, on_terminal
+from support import MODULE, environment, on_terminal
 
-from curve_kernel import __version__
 from curve_kernel.cli.install import shipped_spec
 from curve_kernel.keys import KeyPair
 
-SITE = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
-def doctor(**env: str) -> tuple[int, list[dict[str, str]]]:
+def doctor(*, python: str = sys.executable, **env: str) -> tuple[int, list[dict[str, str]]]:
     done = subprocess.run(
-        [*MODULE, "doctor", "--json"],
+        [python, "-m", "curve_kernel", "doctor", "--json"],
         env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -32,6 +33,9 @@ def doctor(**env: str) -> tuple[int, list[dict[str, str]]]:
     findings = json.loads(done.stdout)
     for finding in findings:
         assert bool(finding["command"]) == (finding["level"] != "ok")
+        # A command, or a comment: whatever is pasted into a shell does no harm there.
+        word = next(iter(shlex.split(finding["command"])), "")
+        assert word.startswith("#") or not word or shutil.which(word) or word == "export", finding
     assert done.returncode == any(one["level"] == "failure" for one in findings)
     return done.returncode, findings
 
@@ -80,6 +84,16 @@ def test_healthy():
     assert all(line.startswith("ok ") for line in out.splitlines())
 
 
+def test_only_the_throw_away_kernel_imports_ipykernel():
+    """It takes as long as everything else here, and versions are told without it."""
+    code = (
+        "import sys\nfrom curve_kernel.cli.doctor import _CHECKS\n"
+        "for name, check in _CHECKS[:-1]: list(check())\n"
+        "assert name == 'key files'\nassert 'ipykernel' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
 def test_on_a_terminal():
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     runtime.chmod(0o755)
@@ -108,15 +122,87 @@ def test_kernelspecs(tmp_path):
     assert code == 1
     assert failures(findings) == ["kernelspecs"] * 5
     fileless = found(findings, "failure", "does not hand over the connection file")
-    assert "install --name fileless" in fileless["command"]
-    assert "install --name gone" in found(findings, "failure", "gone runs")["command"]
-    assert "No such file" in found(findings, "failure", "gone runs")["message"]
-    assert "hidden" in found(findings, "failure", "the provisioner nobodys")["message"]
-    found(findings, "failure", "unlisted in")
-    finding = found(findings, "failure", "bare runs")
-    assert finding["command"] == f"{bare} -m pip install curve-kernel"
-    finding = found(findings, "warning", "other runs curve_kernel 0.0.9")
-    assert finding["command"] == f"{other} -m pip install curve-kernel=={__version__}"
+    assert "install --user --name fileless" in fileless["command"]
+    gone = found(findings, "failure", "gone in")
+    assert "No such file" in gone["message"]
+    stranger = found(findings, "failure", "the provisioner nobodys")
+    assert "hidden" in stranger["message"]
+    assert stranger["command"].startswith("# install the package")
+    unlisted = found(findings, "failure", "unlisted in")
+    bare_python = found(findings, "failure", "which has no curve_kernel")
+    assert f"{bare} -m pip install --upgrade " in bare_python["command"]
+    finding = found(findings, "warning", "runs curve_kernel 0.0.9")
+    assert f"{other} -m pip install --upgrade " in finding["command"]
+    # What it says, done.
+    for finding in (fileless, gone, unlisted):
+        shell = ["sh", "-ec", finding["command"]]
+        subprocess.run(shell, input=b"y\n", check=True, timeout=30, capture_output=True)
+    code, findings = doctor()
+    assert failures(findings) == ["kernelspecs"] * 2
+    assert found(findings, "ok", "gone in")
+
+
+def test_the_requirement_is_where_this_was_installed_from(tmp_path):
+    """There is no release, so the package's name alone would not do."""
+    site = tmp_path / "site"
+    info = site / "curve_kernel-0.1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: curve-kernel\nVersion: 0.1.0\n")
+    code = "from curve_kernel.cli.install import requirement; print(requirement())"
+
+    def requirement(origin: dict[str, Any] | None) -> str:
+        (info / "direct_url.json").unlink(missing_ok=True)
+        if origin is not None:
+            (info / "direct_url.json").write_text(json.dumps(origin))
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": f"{site}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    clone = tmp_path / "a clone"
+    clone.mkdir()
+    assert requirement(None) == "curve-kernel"
+    assert requirement({"url": clone.as_uri(), "dir_info": {}}) == f"'{clone}'"
+    assert requirement({"url": "file:///no/longer/there"}) == "curve-kernel"
+    archive = "https://example.org/curve_kernel-0.1.0-py3-none-any.whl"
+    assert requirement({"url": archive, "archive_info": {}}) == archive
+    git = {"url": "https://example.org/curve", "vcs_info": {"vcs": "git", "commit_id": "abc"}}
+    assert requirement(git) == "git+https://example.org/curve@abc"
+
+
+def test_a_kernelspec_of_another_environment_that_is_not_shown(tmp_path):
+    """Both environments have curve_kernel, and what was installed for all is hidden by this one's."""
+    jupyter, kernel = (environment(tmp_path / name) for name in ("jupyter", "analysis"))
+    shared = tmp_path / "jupyter" / "share" / "jupyter" / "kernels"
+    shutil.copytree(ROOT / "kernelspecs", shared)
+    data = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels"
+    subprocess.run(
+        [kernel, "-m", "curve_kernel", "install", "--user"], check=True, timeout=30, capture_output=True
+    )
+    code, findings = doctor(python=jupyter)
+    assert code == 0, findings
+    finding = found(findings, "warning", "is not shown")
+    assert (
+        f"which runs {kernel}, is not shown: {shared}/python3-curve comes first" in finding["message"]
+    )
+    subprocess.run(["sh", "-ec", finding["command"]], check=True, timeout=30, capture_output=True)
+    code, findings = doctor(python=jupyter)
+    assert [one for one in findings if one["level"] != "ok"] == []
+    shown = found(
+        findings, "ok", f"python3-curve-analysis in {data}/python3-curve-analysis runs {kernel}"
+    )
+    assert shown["check"] == "kernelspecs"
+    found(findings, "ok", f"python3-curve in {shared}/python3-curve runs {jupyter}")
+    # The interpreter has gone since: what is left of it is removed.
+    shutil.rmtree(data / "python3-curve-analysis")
+    Path(kernel).unlink()
+    finding = found(doctor(python=jupyter)[1], "warning", "is not shown")
+    assert finding["command"] == f"rm -r {data / 'python3-curve'}"
 
 
 def test_no_kernelspec_and_a_lost_entry_point(tmp_path):
@@ -127,7 +213,7 @@ def test_no_kernelspec_and_a_lost_entry_point(tmp_path):
     code, findings = doctor(**patched(tmp_path, hide))
     assert code == 1
     finding = found(findings, "failure", "names the provisioner curve-provisioner")
-    assert finding["command"] == f"{sys.executable} -m pip install curve-kernel"
+    assert f"{sys.executable} -m pip install --force-reinstall" in finding["command"]
     assert failures(findings) == ["kernelspecs", "round trip"]
     nothing = (
         "import jupyter_client.kernelspec as k\nk.KernelSpecManager.find_kernel_specs = lambda _: {}\n"
@@ -139,11 +225,16 @@ def test_no_kernelspec_and_a_lost_entry_point(tmp_path):
 
 
 def test_old_versions(tmp_path):
-    old = "import jupyter_client as j\nj.__version__ = '8.6.3'; j.version_info = (8, 6, 3)\n"
+    old = (
+        "import importlib.metadata as m, jupyter_client as j\n"
+        "j.__version__ = '8.6.3'; j.version_info = (8, 6, 3); version = m.version\n"
+        "m.version = lambda name: '8.6.3' if name == 'jupyter-client' else version(name)\n"
+    )
     code, findings = doctor(**patched(tmp_path, old))
     assert code == 1
-    finding = found(findings, "failure", "jupyter_client 8.6.3 is too old, 8.9 is needed")
-    assert finding["command"] == f"{sys.executable} -m pip install --upgrade 'jupyter_client>=8.9'"
+    finding = found(findings, "failure", "jupyter-client 8.6.3 does not do, it has to be >=8.9")
+    command = f"{sys.executable} -m pip install --upgrade 'jupyter-client[orjson]>=8.9'"
+    assert finding["command"] == command
     assert failures(findings) == ["versions", "round trip"]
 
 

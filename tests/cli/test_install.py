@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from support import MODULE, refused, run_code, started
+from support import environment, refused, run_code, started
+
+ROOT = Path(__file__).parents[2]
 
 KERNEL = """
 from ipykernel.kernelbase import Kernel
@@ -26,10 +29,9 @@ class EchoKernel(Kernel):
 """
 
 
-def install(*arguments: str, env: dict[str, str] | None = None) -> str:
+def install(*arguments: str, python: str = sys.executable) -> str:
     done = subprocess.run(
-        [*MODULE, "install", *arguments],
-        env={**os.environ, **(env or {})},
+        [python, "-m", "curve_kernel", "install", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
@@ -49,7 +51,8 @@ def test_user():
     data = Path(os.environ["JUPYTER_DATA_DIR"])
     folder = data / "kernels" / "python3-curve"
     assert f"Installed kernelspec python3-curve in {folder}" in out
-    assert "needs curve_kernel too" in out
+    assert f"It runs {sys.executable}, whatever environment the Jupyter server is in." in out
+    assert "A server in another environment hides it unless curve_kernel is there too" in out
     spec = spec_in(data)
     assert spec["argv"][0] == sys.executable
     assert spec["display_name"] == "Python 3 (CurveZMQ)"
@@ -78,10 +81,93 @@ def test_sys_prefix_needs_no_note():
     folder = Path(sys.prefix) / "share" / "jupyter" / "kernels" / "curve-test"
     try:
         assert str(folder) in out
-        assert "needs curve_kernel too" not in out
+        assert "Only a server in this environment sees it" in out
         assert "curve-test" in KernelSpecManager().find_kernel_specs()
     finally:
         subprocess.run(["rm", "-r", str(folder)], check=True)
+
+
+SHOWN = """
+import json
+from jupyter_client.kernelspec import KernelSpecManager
+specs = KernelSpecManager().get_all_specs()
+print(json.dumps({name: one["spec"]["display_name"] for name, one in specs.items()}))
+"""
+
+
+RUN = """
+import sys
+from jupyter_client.manager import run_kernel
+with run_kernel(kernel_name=sys.argv[1]) as client:
+    client.execute_interactive("import sys; print(sys.prefix)", timeout=30)
+"""
+
+
+def test_kernels_in_one_environment_and_the_server_in_another(tmp_path):
+    """Both have curve_kernel; what `install` says how to get both tiles is what does it."""
+    jupyter, kernel = (environment(tmp_path / name) for name in ("jupyter", "proj/.venv"))
+    shared = tmp_path / "jupyter" / "share" / "jupyter" / "kernels"
+    shutil.copytree(ROOT / "kernelspecs", shared)
+    # Into the environment first, as somebody does who has not read anything.
+    out = install("--sys-prefix", python=kernel)
+    assert "Only a server in this environment sees it. For a server in another one:" in out
+    [command] = [line.strip() for line in out.splitlines() if line.startswith("  ")]
+    assert install("--user", python=kernel).count(command) == 1
+    out = subprocess.check_output(["sh", "-ec", command], text=True, timeout=30)
+    assert f"It runs {kernel}" in out
+    assert " -m curve_kernel install" not in out
+    shown = json.loads(subprocess.check_output([jupyter, "-c", SHOWN], text=True, timeout=30))
+    assert shown["python3-curve"] == "Python 3 (CurveZMQ)"
+    assert shown["python3-curve-proj"] == "Python 3 (CurveZMQ, proj)"
+    for name, python in (("python3-curve", jupyter), ("python3-curve-proj", kernel)):
+        prefix = subprocess.check_output([jupyter, "-c", RUN, name], text=True, timeout=60)
+        assert prefix == f"{Path(python).parents[1]}\n"
+
+
+def uninstall(*arguments: str, python: str = sys.executable) -> str:
+    done = subprocess.run(
+        [python, "-m", "curve_kernel", "uninstall", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_uninstall_finds_what_install_made_wherever_it_is(tmp_path):
+    python = environment(tmp_path / "here")
+    places = [
+        Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels",
+        tmp_path / "here" / "share" / "jupyter" / "kernels",
+        tmp_path / "there" / "share" / "jupyter" / "kernels",
+    ]
+    for arguments in (["--user"], ["--sys-prefix"], ["--prefix", str(tmp_path / "there")]):
+        for name in ([], ["--name", "Mine"]):
+            install(*arguments, *name, python=python)
+    out = uninstall("--prefix", str(tmp_path / "there"), python=python)
+    for place in places:
+        assert f"Removed kernelspec python3-curve from {place / 'python3-curve'}\n" in out
+        assert [path.name for path in place.iterdir()] == ["mine"]
+    # What is in a place that was not named stays, and so does somebody else's of the same name.
+    (places[1] / "mine" / "kernel.json").write_text('{"argv": ["R"]}')
+    out = uninstall("--name", "mine", python=python)
+    assert f"Removed kernelspec mine from {places[0] / 'mine'}\n" in out
+    assert f"Left {places[1] / 'mine'}, which does not run curve_kernel\n" in out
+    assert not (places[0] / "mine").exists()
+    assert (places[2] / "mine" / "kernel.json").exists()
+
+
+def test_uninstall_leaves_to_pip_what_pip_brought(tmp_path):
+    python = environment(tmp_path / "here")
+    shared = tmp_path / "here" / "share" / "jupyter" / "kernels"
+    shutil.copytree(ROOT / "kernelspecs", shared)
+    out = uninstall(python=python)
+    assert out == (
+        f"Left {shared}/python3-curve, which goes with: {python} -m pip uninstall curve-kernel\n"
+    )
+    assert (shared / "python3-curve" / "kernel.json").exists()
 
 
 def test_options_reach_a_running_kernel():
@@ -132,6 +218,23 @@ def test_without_the_provisioner_the_front_end_provides_the_keys():
     finally:
         client.stop_channels()
         km.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "hint"),
+    [
+        (["--name", "none"], "there is no kernelspec none", "kernelspec list"),
+        (["--name", "python3"], "does not run curve_kernel", "kernelspec list"),
+        (["--name", "../x"], "there is no kernelspec ../x", "kernelspec list"),
+        (["--user"], "--user", "--help"),
+    ],
+)
+def test_uninstall_errors(arguments, says, hint):
+    status, lines, text = refused("uninstall", *arguments)
+    assert status == 1
+    assert len(lines) == 2, text
+    assert says in lines[0]
+    assert hint in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ import pytest
 from support import (
     CHANNELS,
     MODULE,
+    check_two_lines,
     connection_info,
     headless,
     on_terminal,
@@ -290,6 +292,88 @@ def test_as_another_user(tmp_path):
         assert kernel["pid"] is None
         assert psutil.pid_exists(process.pid)
         assert stat.S_IMODE(copy.stat().st_mode) == int(kernel["file_mode"], 8)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_folders_that_one_may_not_enter(tmp_path):
+    """A file may be there, so it is not said that there is none."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "kernel-1.json").write_text("{}")
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        if folder.owner() == "root" and folder.is_relative_to(tempfile.gettempdir()):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    closed.chmod(0o700)
+    code = (
+        "import os, sys, runpy\n"
+        "from curve_kernel.cli.status import StatusApp\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "app = StatusApp(); app.initialize(sys.argv[1:]); app.start()"
+    )
+
+    def status_of(*arguments: str, runtime: Path) -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "JUPYTER_RUNTIME_DIR": str(runtime)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.stdout, done.stderr
+
+    out, err = status_of(str(closed / "kernel-1.json"), runtime=tmp_path)
+    check_two_lines(err, f"{closed}/kernel-1.json may not be read: Permission denied", "copy")
+    out, err = status_of(runtime=closed)
+    check_two_lines(err, f"runtime folder {closed} may not be read: Permission denied", "name a")
+    closed.chmod(0o744)  # its names are readable, and nothing else
+    out, err = status_of(runtime=closed)
+    assert err == ""
+    assert "kernel-1.json may not be read: Permission denied" in out
+    closed.chmod(0o755)
+    (closed / "kernel-1.json").chmod(0o600)
+    assert "kernel-1.json may not be read: Permission denied" in status_of(runtime=closed)[0]
+
+
+def test_80_columns_and_names_that_can_be_copied(tmp_path):
+    """No name is broken, and each one is taken for the file that it stands for."""
+    uuids = [f"8a1f2b3{n}-2f60-4f0e-9f4c-0123456789ab" for n in "cd"]
+    twins = [f"11111111-{n}f60-4f0e-9f4c-0123456789ab" for n in "23"]
+    for name in (*uuids, *twins, "1111", "a[b", "with space"):
+        write(name, kernel_name="python3-curve")
+    elsewhere = tmp_path / "a folder of a long name" / "and another one" / "kernel-elsewhere.json"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text((runtime() / "kernel-1111.json").read_text())
+    with started("python3-curve") as (km, _):
+        code, out = on_terminal("status-80", "status", columns=80)
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+        assert code == 0
+        lines = plain.splitlines()
+        assert max(map(len, lines)) <= 80, plain
+        own = Path(km.connection_file).name.removeprefix("kernel-")[:8]
+        [line] = [line for line in lines if line.startswith("encrypted")]
+        assert re.fullmatch(
+            rf"encrypted +python3-curve +{km.provisioner.pid} +\d\d:\d\d +CURVE +{own} +HMAC key *",
+            line,
+        )
+        shown = [line for line in lines if line.startswith("dead")]
+        assert len(shown) == 7  # one line each
+        for name in (
+            own,
+            "8a1f2b3c",
+            "8a1f2b3d",
+            "11111111-2",
+            "11111111-3",
+            "kernel-1111",
+        ):
+            [line] = [line for line in lines if re.search(rf" '?{re.escape(name)}(\.json'?)? ", line)]
+            named = f"{name}.json" if name.startswith("kernel-") else name
+            [file] = json.loads(status("--json", named)[1])
+            assert (
+                Path(file["file"]).stem.removeprefix("kernel-").startswith(name.removeprefix("kernel-"))
+            )
+        code, out = on_terminal("status-elsewhere", "status", str(elsewhere), own, columns=80)
+        assert f"… is '{elsewhere}'\n" in re.sub(r"\x1b\[[0-9;]*m", "", out)
 
 
 def test_what_neighbours_may_do_to_it(tmp_path, monkeypatch):

@@ -269,3 +269,203 @@ def test_a_client_that_is_refused_at_once_ends_with_its_heartbeat(kernel, folder
         check=False,
     )
     assert (done.stdout, done.stderr) == ("refused False\n", "")
+
+
+SLEEP = "import time; time.sleep(60)"
+LIMIT = 5
+
+
+def listed(folder: Path, role: str, name: str) -> KeyPair:
+    own = KeyPair.generate()
+    write_certificate(folder / role / f"{name}.key", own.public_key)
+    return own
+
+
+def raises_in_threads(waits) -> dict[str, BaseException]:
+    """Run each in a thread of its own; gives what they raise, once all have."""
+    raised = {}
+
+    def run(name, wait):
+        try:
+            wait()
+        except BaseException as error:  # noqa: BLE001
+            raised[name] = error
+
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in waits.items()]
+    for thread in threads:
+        thread.start()
+    return threads, raised
+
+
+def connected(kind, info, own, **channels):
+    client = kind(client_keys=own)
+    client.load_connection_info(info)
+    client.start_channels(**channels)
+    return client
+
+
+def test_clients_that_are_refused_after_a_restart_notice_it(folder):
+    """Each waits without a limit of its own, as a program does that waits for a result."""
+    with started("python3-curve") as (km, manager), contextlib.ExitStack() as stack:
+        info = json.loads(Path(km.connection_file).read_text())
+        own, viewer = listed(folder, "owners", "olga"), listed(folder, "owners", "vera")
+        waiting = {
+            name: connected(clients.BlockingKernelClient, info, viewer if name == "viewer" else own)
+            for name in ("shell", "control", "stdin", "iopub", "interactive", "viewer")
+        }
+        threaded = connected(clients.ThreadedKernelClient, info, own)
+        for client in (*waiting.values(), threaded):
+            stack.callback(client.stop_channels)
+        manager.execute(SLEEP)
+        waiting["interactive"].allow_stdin = False
+        waits = {
+            "interactive": lambda: waiting["interactive"].execute_interactive("1"),
+            "viewer": lambda: waiting["viewer"].execute("1", reply=True),
+            "async": lambda: asyncio.run(asynchronously()),
+        }
+
+        def flood(client):
+            while True:
+                client.get_iopub_msg()
+
+        waits["iopub"] = lambda: flood(waiting["iopub"])
+        for channel in ("shell", "control", "stdin"):
+            waits[channel] = getattr(waiting[channel], f"get_{channel}_msg")
+        ready = threading.Event()
+
+        async def asynchronously():
+            client = connected(clients.AsyncKernelClient, info, own)
+            try:
+                ready.set()
+                results = await asyncio.gather(
+                    client.get_shell_msg(),
+                    client.execute_interactive("1", allow_stdin=False),
+                    return_exceptions=True,
+                )
+                assert not await client.is_alive()
+                assert {type(one) for one in results} == {clients.KeyNotAuthorizedError}
+                raise results[0]
+            finally:
+                client.stop_channels()
+
+        threads, raised = raises_in_threads(waits)
+        assert ready.wait(20)
+        assert threaded.refusal is None
+        (folder / "owners" / "olga.key").unlink()
+        (folder / "owners" / "vera.key").rename(folder / "viewers" / "vera.key")
+        km.restart_kernel(now=True)
+        restarted = time.monotonic()
+        for thread in threads:
+            thread.join(30)
+        assert time.monotonic() - restarted < LIMIT
+        viewers = raised.pop("viewer")
+        assert type(viewers) is clients.ChannelNotForViewersError
+        assert {name: type(error) for name, error in raised.items()} == dict.fromkeys(
+            waits.keys() - {"viewer"}, clients.KeyNotAuthorizedError
+        )
+        assert "any more" in raised["shell"].message
+        assert isinstance(threaded.refusal, clients.KeyNotAuthorizedError)
+        assert not threaded.is_alive()
+        assert not waiting["shell"].is_alive()
+        with pytest.raises(clients.KeyNotAuthorizedError):
+            waiting["shell"].wait_for_ready(timeout=5)
+
+
+def test_a_client_outlives_a_restart_of_the_kernel(folder):
+    with started("python3-curve") as (km, _):
+        own = listed(folder, "owners", "olga")
+        client = connected(
+            clients.BlockingKernelClient, json.loads(Path(km.connection_file).read_text()), own
+        )
+        try:
+            km.restart_kernel(now=True)
+            client.wait_for_ready(timeout=20)
+            assert run_code(client, "print('on')") == ("ok", "on\n")
+            assert client.refusal is None
+        finally:
+            client.stop_channels()
+
+
+def test_another_kernel_at_the_same_ports(tmp_path):
+    file = tmp_path / "kernel.json"
+    with headless(file=file) as (_, info):
+        client = connected(clients.BlockingKernelClient, info, None)
+    try:
+        file.unlink(missing_ok=True)
+        ports = [f"--{name}={info[f'{name}_port']}" for name in ("shell", "iopub", "control", "hb")]
+        with pytest.raises(TimeoutError):
+            client.kernel_info(reply=True, timeout=2)  # nobody is there, which may change
+        with headless(*ports, file=file) as (_, other):
+            assert other["shell_port"] == info["shell_port"]
+            start = time.monotonic()
+            with pytest.raises(clients.WrongServerKeyError):
+                client.get_shell_msg()
+            assert time.monotonic() - start < LIMIT
+    finally:
+        client.stop_channels()
+
+
+class Forwarder:
+    """What ssh does with a forwarded port: it accepts in any case, and hangs up if nobody is there."""
+
+    def __init__(self, port: int) -> None:
+        self.target, self.hang_ups = port, 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ours = self.server.accept()[0]
+                try:
+                    theirs = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:
+                    self.hang_ups += 1
+                    ours.close()
+                    continue
+                for one, other in ((ours, theirs), (theirs, ours)):
+                    threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_restart_behind_a_tunnel_is_no_refusal(tmp_path, folder):
+    keys = KeyPair.generate()
+    file = tmp_path / "kernel.json"
+    content = connection_info(curve_publickey=keys.public_key.decode())
+    env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
+    file.write_text(json.dumps(content))
+    own = listed(folder, "owners", "olga")
+    with contextlib.ExitStack() as stack:
+        with headless(ALLOWLIST, file=file, env=env) as (_, info):
+            forwarders = {
+                name: Forwarder(value) for name, value in info.items() if name.endswith("_port")
+            }
+            for one in forwarders.values():
+                stack.callback(one.server.close)
+            tunneled = info | {name: one.port for name, one in forwarders.items()}
+            client = connected(clients.BlockingKernelClient, tunneled, own)
+            stack.callback(client.stop_channels)
+            client.wait_for_ready(timeout=20)
+        shell = forwarders["shell_port"]
+        while shell.hang_ups < 20:
+            with pytest.raises(TimeoutError):
+                client.kernel_info(reply=True, timeout=0.2)
+        file.write_text(json.dumps(info))
+        with headless(ALLOWLIST, file=file, env=env):
+            client.wait_for_ready(timeout=20)
+            assert client.refusal is None
+    with contextlib.ExitStack() as stack:
+        # And nobody behind it from the start is not a kernel of another kind.
+        forwarder = Forwarder(info["shell_port"])
+        stack.callback(forwarder.server.close)
+        ports = dict.fromkeys((name for name in info if name.endswith("_port")), forwarder.port)
+        assert type(failure(clients.BlockingKernelClient, info | ports)) is clients.NobodyThereError

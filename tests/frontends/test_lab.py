@@ -21,7 +21,7 @@ from support import CHANNELS, MODULE, curve_socket, listening_ports
 
 pytest.importorskip("playwright")
 from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from curve_kernel import connection_file
 from curve_kernel.keys import KeyPair
@@ -250,9 +250,38 @@ def test_a_kernel_that_ignores_its_keys(tmp_path):
         lab = Lab(page, address)
         lab.tile("Ignores its keys").click()
         dialog = page.locator(".jp-Dialog")
-        expect(dialog).to_contain_text("ignores its CURVE keys", timeout=15_000)
+        check_whole_text(dialog, "ignores its CURVE keys", "use key_distribution=file if it can")
         lab.screenshot("ignores-its-keys")
     assert "ignores its CURVE keys, so it was ended" in log.read_text()
+
+
+def test_a_list_that_cannot_be_trusted(tmp_path, folder):
+    """The kernel's reason is on the page, in place of five restarts and then no kernel."""
+    (folder / "viewers").chmod(0o720)
+    notebooks, log = tmp_path / "notebooks", tmp_path / "server.log"
+    notebooks.mkdir()
+    with jupyter_server(notebooks, log) as address, browser_page() as page:
+        lab = Lab(page, address)
+        lab.tile("Python 3 (CurveZMQ)").click()
+        dialog = page.locator(".jp-Dialog")
+        check_whole_text(dialog, "can be written by others", f"chmod go-w {folder / 'viewers'}")
+        lab.screenshot("list-not-trusted")
+        assert kernel_pids() == []
+        # What the dialog says helps.
+        (folder / "viewers").chmod(0o700)
+        dialog.get_by_role("button", name="Ok").click()
+        lab = Lab(page, address)
+        lab.open_notebook("Python 3 (CurveZMQ)")
+        lab.run("print('it', 'runs')", "it runs")
+    assert "restarting kernel" not in log.read_text()
+
+
+def check_whole_text(dialog: Locator, says: str, hint: str) -> None:
+    """The dialog shows an error's both lines, and none of them is cut off."""
+    text = dialog.locator("pre")
+    expect(text).to_contain_text(says, timeout=15_000)
+    expect(text).to_contain_text(hint)
+    assert text.evaluate("element => element.scrollWidth <= element.clientWidth")
 
 
 def debug(lab: Lab) -> None:

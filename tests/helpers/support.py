@@ -19,6 +19,7 @@ import termios
 import threading
 import time
 import uuid
+import venv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from jupyter_client import BlockingKernelClient, KernelManager
 from rich.console import Console
 from rich.text import Text
 
+import curve_kernel
 from curve_kernel.keys import KeyPair
 
 T = TypeVar("T")
@@ -70,6 +72,16 @@ def both_keys(keys: KeyPair) -> dict[str, str]:
         "curve_publickey": keys.public_key.decode(),
         "curve_secretkey": keys.secret_key.decode(),
     }
+
+
+def environment(folder: Path) -> str:
+    """Make an environment with this one's packages, without its kernelspecs; gives its interpreter."""
+    venv.create(folder, symlinks=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    here = site.relative_to(folder)
+    root = Path(curve_kernel.__file__).parents[1]
+    (site / "packages.pth").write_text(f"{Path(sys.prefix) / here}\n{root}\n")
+    return str(folder / "bin" / "python")
 
 
 @contextlib.contextmanager

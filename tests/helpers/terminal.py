@@ -24,6 +24,7 @@ class Terminal:
         home: Path | None = None,
         prefix: Sequence[str] = (),
         command: Sequence[str] = MODULE,
+        columns: int = 150,
     ) -> None:
         self.name = f"curve-{uuid.uuid4()}"
         variables = [
@@ -40,7 +41,7 @@ class Terminal:
         settings = [f"{name}={value}" for name, value in values.items()]
         shell = 'trap : INT; env "$@"; echo "status $?"; sleep 60'
         line = ["sh", "-c", shell, "sh", *settings, *prefix, *command, *arguments]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "50", *line)
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", "50", *line)
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -100,7 +100,7 @@ def flood(kernel: Victim, kind: str, measured: dict[str, float]) -> None:
             measured["ready_s"] = round(new_client(kernel), 2)
             times = []
             while attacker.poll() is None:
-                times += round_trips(kernel.client, 0.2, least=1)
+                times += round_trips(kernel.client, 0.2, least=2)
                 opened = run_code(kernel.client, OPEN_64)
                 assert opened == ("ok", "opened\n"), opened
             assert attacker.returncode == 0

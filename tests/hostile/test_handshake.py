@@ -109,7 +109,7 @@ def test_replay(kernel: Victim) -> None:
                 heard, _ = thief.rest(0.5)
                 assert b"READY" not in heard
     # On its own connection a recorded ping is not answered twice.
-    with Peer(kernel.channels["hb"], kernel.server_key) as peer:
+    with Peer(kernel.channels["hb"], kernel.server_key, owner) as peer:
         assert peer.to_ready(b"REQ").startswith(b"\x05READY")
         ping = peer.message(b"", flags=1) + peer.message(b"ping")
         peer.send(ping)

@@ -108,8 +108,8 @@ def test_who_leaves_after_initiate_locks_nobody_out(kernel: Victim, leaves_by: s
 
 @pytest.mark.parametrize(("channel", "socket_type"), [("hb", b"REQ"), ("iopub", b"SUB")])
 def test_connections_are_bounded(kernel: Victim, channel: str, socket_type: bytes) -> None:
-    """On hb who has the server key, on iopub a viewer; the kernel may have 1,024 open files."""
-    pair = zmq.curve_keypair() if channel == "hb" else keys(kernel.viewer)
+    """A viewer's; the kernel may have 1,024 open files."""
+    pair = keys(kernel.viewer)
     peers = []
     with contextlib.suppress(OSError):
         for _ in range(600):
@@ -129,7 +129,7 @@ def test_connections_are_bounded(kernel: Victim, channel: str, socket_type: byte
 @pytest.mark.parametrize(("channel", "socket_type"), [("hb", b"REQ"), ("iopub", b"SUB")])
 def test_a_message_without_end(kernel: Victim, channel: str, socket_type: bytes) -> None:
     before, sent = kernel.process.memory_info().rss, 0
-    pair = zmq.curve_keypair() if channel == "hb" else keys(kernel.viewer)
+    pair = keys(kernel.viewer)
     with Peer(kernel.channels[channel], kernel.server_key, pair) as peer:
         peer.to_ready(socket_type)
         with contextlib.suppress(OSError):
@@ -161,7 +161,7 @@ def test_a_viewer_subscribes_to_everything(kernel: Victim, size: int) -> None:
 
 def test_a_subscriber_and_a_heartbeat_that_stay_are_not_cut(kernel: Victim) -> None:
     iopub = Peer(kernel.channels["iopub"], kernel.server_key, keys(kernel.viewer))
-    hb = Peer(kernel.channels["hb"], kernel.server_key, zmq.curve_keypair())
+    hb = Peer(kernel.channels["hb"], kernel.server_key, keys(kernel.viewer))
     with iopub, hb:
         iopub.to_ready(b"SUB")
         hb.to_ready(b"REQ")

@@ -11,7 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import CHANNELS, both_keys, connection_info, refused
+from jupyter_client import KernelManager
+from support import (
+    CHANNELS,
+    both_keys,
+    check_two_lines,
+    connection_info,
+    refused,
+    run_code,
+    started,
+    wait_for,
+)
 
 from curve_kernel.keys import KeyPair
 
@@ -41,17 +51,55 @@ def write(tmp_path: Path, content: object) -> Path:
 
 def test_file_without_keys(tmp_path):
     file = write(tmp_path, connection_info())
-    check(
-        *refused("-f", str(file)),
-        str(file),
-        "launcher does not provide",
-        hint="curve_kernel install",
-    )
+    result = refused("-f", str(file))
+    check(*result, str(file), "launcher does not provide", hint="curve_kernel install")
+    launchers = ("VS Code", "Positron", "jpterm", "Enterprise Gateway", "jupyter_client < 7")
+    wrappers = ("env -i", "sudo", "docker run", "singularity --cleanenv", '"key_distribution": "file"')
+    for words in (*launchers, "jupyter_client >= 8.9", "transport_encryption", *wrappers):
+        assert words in result[1][1]
 
 
 def test_public_key_only(tmp_path):
     file = write(tmp_path, connection_info(curve_publickey=PUBLIC))
-    check(*refused("-f", str(file)), str(file), "only the public key", hint=f"set ${VARIABLE}")
+    result = refused("-f", str(file))
+    check(*result, str(file), "only the public key", hint=f"set ${VARIABLE}")
+    for words in (
+        "env -i",
+        "sudo",
+        "docker run",
+        "singularity --cleanenv",
+        '"key_distribution": "file"',
+    ):
+        assert words in result[1][1]
+
+
+def test_a_wrapper_that_drops_the_environment(tmp_path):
+    """The kernel must not take its launcher's file for that of a dead kernel; the hint's cure works."""
+    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "wrapped"
+    folder.mkdir(parents=True)
+    argv = ["env", "-i", f"HOME={tmp_path}", sys.executable, "-m", "curve_kernel"]
+    provisioner = {"provisioner_name": "curve-provisioner", "config": {}}
+    spec = {
+        "argv": [*argv, "--allowlist", "-f", "{connection_file}"],
+        "display_name": "wrapped",
+        "language": "python",
+        "metadata": {"kernel_provisioner": provisioner},
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    err = tmp_path / "err"
+    manager = KernelManager(kernel_name="wrapped")
+    with err.open("w") as stderr:
+        manager.start_kernel(stderr=stderr)
+    try:
+        wait_for("the kernel's end", lambda: not manager.is_alive())
+        check_two_lines(err.read_text(), "connection file", '"key_distribution": "file"')
+        assert "env -i" in err.read_text()
+    finally:
+        manager.shutdown_kernel(now=True)
+    provisioner["config"] = {"key_distribution": "file"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    with started("wrapped") as (_, client):
+        assert run_code(client, "1 + 1") == ("ok", "2")
 
 
 def test_secret_key_only(tmp_path):
@@ -279,17 +327,6 @@ def test_jupyter_client_too_old_for_the_provisioner(tmp_path):
     assert done.stdout.startswith("CurveKernelError jupyter_client 8.8.0 in the server's environment")
     assert "8.9 is needed" in done.stdout
     assert "python -m pip install" in done.stdout
-
-
-def test_a_word_that_is_no_command(tmp_path):
-    check(*refused("instal"), "no such command: instal", hint="--help")
-
-
-def test_a_misspelt_option(tmp_path):
-    arguments = ("--CurveKernelApp.client_authorisation=allowlist", "--log-level=ERROR")
-    status, lines, _ = refused(*arguments)
-    ours = [line for line in lines if not line.startswith("[CurveKernelApp] WARNING")]  # traitlets' own
-    check(status, ours, "", "CurveKernelApp.client_authorisation", hint="--help-all")
 
 
 def test_a_name_that_is_too_long(tmp_path):

@@ -116,26 +116,6 @@ def test_public_key_in_the_file_and_secret_elsewhere(tmp_path, keys, where):
         assert keys.secret_key.decode() not in run_code(client, "!env; cat /proc/self/environ")[1]
 
 
-def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
-    out = tmp_path / "out"
-    with out.open("w") as stdout:
-        process = subprocess.Popen(MODULE, stdin=subprocess.DEVNULL, stdout=stdout)
-        try:
-            file = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"kernel-{process.pid}.json"
-            wait_for("the last line", lambda: "Connection file" in out.read_text())
-            info = json.loads(file.read_text())
-            text = out.read_text()
-            assert stat.S_IMODE(file.stat().st_mode) == 0o600
-            assert "curve_secretkey" not in info
-            assert info["curve_publickey"] in text
-            assert f"--existing {file.name}" in text
-            assert str(file) in text
-            assert {read_mechanism(endpoint(info, channel)) for channel in CHANNELS} == {"CURVE"}
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
 def test_a_file_that_somebody_left_under_the_kernels_own_name_is_not_taken(tmp_path, keys):
     """Whoever guesses the process id could otherwise give the kernel keys of their own."""
     planted = tmp_path / "shared"
@@ -537,13 +517,3 @@ def test_user_folder_does_not_shadow_modules(tmp_path, keys):
     file.write_text(json.dumps(connection_info(**both_keys(keys))))
     with headless(file=file, cwd=tmp_path) as (_, info), client_of(info, keys) as client:
         assert run_code(client, "print('fine')") == ("ok", "fine\n")
-
-
-def test_version_and_help():
-    for option, words in (
-        ("--version", "0."),
-        ("--help", "curve_kernel install"),
-        ("--help-all", "CurveKernelApp"),
-    ):
-        done = subprocess.run([*MODULE, option], capture_output=True, text=True, timeout=30, check=True)
-        assert words in done.stdout

@@ -337,6 +337,65 @@ def test_a_kernel_with_other_keys_and_one_that_says_nothing(tmp_path, monkeypatc
     km.shutdown_kernel(now=True)
 
 
+ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
+
+
+def write_listing_spec(name: str, *arguments: str, **env: str) -> str:
+    write_spec(name)
+    path = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name / "kernel.json"
+    spec = json.loads(path.read_text())
+    spec["argv"] += arguments
+    path.write_text(json.dumps(spec | {"env": env}))
+    return name
+
+
+def test_a_list_that_cannot_be_trusted_is_the_reason_why_the_start_fails(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere" / "owners"
+    elsewhere.mkdir(parents=True)
+    (folder / "viewers").chmod(0o720)
+    elsewhere.chmod(0o720)
+    by_folder = f"--CurveKernelApp.authorized_clients={elsewhere.parent}"
+    for name, arguments, place in (
+        ("default", [ALLOWLIST], folder / "viewers"),
+        ("two-words", ["--CurveKernelApp.client_authorization", "allowlist"], folder / "viewers"),
+        ("other-folder", [by_folder, ALLOWLIST], elsewhere),
+    ):
+        km = KernelManager(kernel_name=write_listing_spec(name, *arguments))
+        with pytest.raises(CurveKernelError) as raised:
+            km.start_kernel()
+        says = f"kernel {name} does not start: folder {place} can be written by others"
+        assert says in raised.value.message
+        assert f"chmod go-w {place}" in raised.value.hint
+        assert not km.has_kernel
+    # Who does not ask for the list is not kept from starting by it.
+    with started(write_listing_spec("any")) as (_, client):
+        assert run_code(client, "1") == ("ok", "1")
+    # What only the kernel can know, the kernel alone says.
+    name = write_listing_spec("own-folder", ALLOWLIST, JUPYTER_CONFIG_DIR=str(tmp_path / "x"))
+    (tmp_path / "x" / "curve").mkdir(parents=True)
+    (tmp_path / "x" / "curve").chmod(0o720)
+    km = KernelManager(kernel_name=name)
+    km.start_kernel()
+    assert not km.is_alive()
+    km.shutdown_kernel(now=True)
+
+
+def test_a_list_that_cannot_be_trusted_any_more_ends_the_restarts(folder):
+    """Nothing waits for ever for a kernel that is just restarting."""
+
+    async def check() -> None:
+        km = AsyncIOLoopKernelManager(kernel_name=write_listing_spec("crashed", ALLOWLIST))
+        await km.start_kernel()
+        dead = asyncio.Event()
+        km.add_restart_callback(dead.set, "dead")
+        (folder / "viewers").chmod(0o720)
+        os.kill(km.provisioner.pid, signal.SIGKILL)
+        await asyncio.wait_for(dead.wait(), 30)
+        assert not km.has_kernel
+
+    asyncio.run(check())
+
+
 ABORTED = """
 import asyncio, faulthandler, os, sys, time
 from jupyter_client import AsyncKernelManager

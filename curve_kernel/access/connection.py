@@ -1,0 +1,253 @@
+"""One accepted connection: who holds the other end, and what the operating system counts of it.
+
+Everything here is bound at import, since code in a cell may replace what `socket`, `os` and `time`
+hold.
+"""
+
+from __future__ import annotations
+
+import errno
+import termios
+from datetime import datetime
+from fcntl import ioctl
+from os import close, dup
+from socket import (
+    AF_UNIX,
+    IPPROTO_TCP,
+    MSG_DONTWAIT,
+    MSG_PEEK,
+    SHUT_RDWR,
+    SO_ACCEPTCONN,
+    SO_LINGER,
+    SOL_SOCKET,
+    TCP_INFO,
+    socket,
+)
+from struct import error as struct_error
+from struct import pack, unpack, unpack_from
+from time import monotonic
+from typing import NamedTuple
+
+from .audit import Reason
+
+__all__ = [
+    "UNKNOWN_ADDRESS",
+    "Connection",
+    "ConnectionInfo",
+    "Peer",
+    "name_of",
+    "nobody",
+    "open_socket",
+]
+
+UNKNOWN_ADDRESS = "an unknown address"
+
+# What a client has sent with its greeting and HELLO. libzmq disconnects at once if that was made
+# without the server key.
+_HELLO_SENT = 64 + 202
+# What a server has sent with its greeting, WELCOME and ERROR, as a client gets it that ZAP rejects.
+# READY is longer, so who has acknowledged more has got READY.
+_ERROR_SENT = 64 + 170 + 12
+
+# Of struct tcp_info in linux/tcp.h, since Linux 4.1. tcpi_bytes_sent would count what is sent again to
+# a peer that acknowledges nothing.
+_STATE, _BYTES_ACKED, _BYTES_RECEIVED, _TCP_INFO_SIZE = 0, 120, 128, 136
+_ESTABLISHED = 1
+
+
+class Peer(NamedTuple):
+    """Who holds the other end of a connection.
+
+    ``role`` is ``manager``, ``owner`` or ``viewer``; ``any`` for a client that is not listed where that
+    is allowed; ``kernel`` for the kernel's own debugger; and empty while it is not known for certain.
+    ``name`` is empty for a peer that has none. ``public_key`` is 40 characters of Z85.
+    """
+
+    role: str = ""
+    name: str = ""
+    public_key: str = ""
+
+    def __str__(self) -> str:
+        if self.role == "any":
+            return f"any client, with key {self.public_key}"
+        return f"{self.role} {self.name!r}" if self.name else self.role or "an unknown client"
+
+
+nobody = Peer()
+
+
+class ConnectionInfo(NamedTuple):
+    """What is shown of a connection whose handshake is over."""
+
+    channel: str
+    address: str
+    role: str
+    name: str
+    public_key: str
+    since: datetime
+
+
+class Connection:
+    """A connection to a bound port, held open until libzmq has told that it ended.
+
+    Parameters
+    ----------
+    channel : str
+        The port's channel.
+    descriptor : int
+        libzmq's file descriptor. Its number may be another one's by now: *port_name* tells.
+    number : int
+        The number of the last authorization before this connection was accepted; its own is greater.
+    port_name : tuple
+        `name_of` the listener.
+    """
+
+    def __init__(
+        self, channel: str, descriptor: int, number: int, port_name: tuple[object, object] | None
+    ) -> None:
+        self.channel = channel
+        self.descriptor = descriptor
+        self.number = number
+        self.since = monotonic()
+        self.accepted_at = datetime.now().astimezone()
+        self.address = UNKNOWN_ADDRESS
+        self.peer = nobody
+        # While the client is not known: the authorizations that may be this connection's, by number.
+        self.candidates: dict[int, Peer] = {}
+        self.is_ready = False
+        self.is_disconnected = False
+        # On ipc, where nobody counts bytes: how often it was seen to have said something.
+        self.activity = 0
+        # For a slow reader: bytes published and acknowledged when it had nothing to catch up on, and
+        # when.
+        self.caught_up: tuple[int, int, float] | None = None
+        self.held: socket | None = None
+        self._port_name = port_name
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold the connection, if it is not held, still there, and a descriptor is left."""
+        if self.held is not None or (held := open_socket(self.descriptor)) is None:
+            return
+        try:
+            listens = held.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+            if self._port_name is None or name_of(held) != self._port_name or listens:
+                held.close()
+                return
+            self.held = held
+            self.address = "this machine" if self.is_local else str(held.getpeername()[0])
+        except OSError:  # it has been reset
+            self.held = held
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is ipc, where no counters tell of its traffic."""
+        return self.held is not None and self.held.family == AF_UNIX
+
+    def info(self) -> ConnectionInfo:
+        """Return what is shown of it."""
+        return ConnectionInfo(self.channel, self.address, *self.peer, self.accepted_at)
+
+    def _tcp(self) -> tuple[int, int, int]:
+        if self.held is None or self.is_local:
+            return 0, 0, 0
+        try:
+            info = self.held.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO_SIZE)
+            (acknowledged,) = unpack_from("Q", info, _BYTES_ACKED)
+            (received,) = unpack_from("Q", info, _BYTES_RECEIVED)
+        except (OSError, struct_error):
+            return 0, 0, 0
+        return info[_STATE], acknowledged, received
+
+    def acknowledged(self) -> int:
+        """Return the bytes that the peer has acknowledged, 0 where nobody counts."""
+        return self._tcp()[1]
+
+    def received(self) -> int:
+        """Return the bytes that came from the peer, 0 where nobody counts."""
+        return self._tcp()[2]
+
+    def unread(self) -> int:
+        """Return the bytes that the peer has not taken from the operating system yet."""
+        if self.held is None:
+            return 0
+        try:
+            return int(unpack("i", ioctl(self.held, termios.TIOCOUTQ, bytes(4)))[0])
+        except OSError:
+            return 0
+
+    def has_got_ready(self, handshake_timeout: float) -> bool:
+        """Whether its handshake is over for certain.
+
+        libzmq disconnects a peer whose handshake is not over after *handshake_timeout* seconds.
+        """
+        if self.acknowledged() > _ERROR_SENT:
+            return True
+        counted = self.held is not None and not self.is_local
+        return not counted and monotonic() - self.since > handshake_timeout + 1
+
+    def knows_server_key(self) -> bool:
+        """Whether it has sent more than a HELLO, which libzmq takes only with the server key."""
+        return self.received() > _HELLO_SENT
+
+    def left_first(self) -> bool:
+        """Whether the peer ended the connection, rather than libzmq: it is still open on this side."""
+        if self.held is None:
+            return True
+        if self.is_local:
+            try:
+                return not self.held.recv(1, MSG_PEEK | MSG_DONTWAIT)
+            except OSError as error:
+                return error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK)
+        return self._tcp()[0] != _ESTABLISHED
+
+    def why_it_failed(self) -> Reason:
+        """Return the reason why its handshake came to nothing, as far as it can be told."""
+        if self.held is None:
+            # It was over before its descriptor could be looked at. A forked child, which knows the key,
+            # left.
+            return Reason.LEFT if self.channel == "pipe" else Reason.WRONG_KEY_OR_NO_CURVE
+        if self.left_first():
+            return Reason.LEFT
+        received = self.received()
+        if not received:
+            return Reason.WRONG_KEY_OR_NO_CURVE
+        if received < _HELLO_SENT:
+            return Reason.NO_CURVE
+        return Reason.WRONG_KEY if received == _HELLO_SENT else Reason.MALFORMED
+
+    def disconnect(self) -> None:
+        """Reset the connection; libzmq sees it and closes. What is on its way is not waited for."""
+        self.is_disconnected = True
+        self.hold()
+        if self.held is None:
+            return
+        try:
+            self.held.setsockopt(SOL_SOCKET, SO_LINGER, pack("ii", 1, 0))
+            self.held.shutdown(SHUT_RDWR)
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self.held is not None:
+            self.held.close()
+
+
+def open_socket(descriptor: int) -> socket | None:
+    """Return a socket for a duplicate of *descriptor*, or None if there is none by now."""
+    try:
+        duplicate = dup(descriptor)
+    except OSError:
+        return None
+    try:
+        return socket(fileno=duplicate)
+    except OSError:
+        close(duplicate)
+        return None
+
+
+def name_of(bound: socket) -> tuple[object, object]:
+    """Return what a listener and what it accepted have in common: family, and port or path."""
+    name = bound.getsockname()
+    return bound.family, name[1] if isinstance(name, tuple) else name

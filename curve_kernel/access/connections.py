@@ -1,0 +1,158 @@
+"""The table of connections, fed with what libzmq tells; it does no I/O of its own.
+
+libzmq tells of each connection by its descriptor when it is accepted and when it ends; the ZAP request
+has the client's key and no descriptor; and a message has both the descriptor and the user id that ZAP
+gave. So each authorization has a number, which is part of the user id. A connection is of a number only
+if it was accepted before that number was given: one thread learns of both in the order in which
+libzmq's I/O thread caused them.
+
+Of a connection that has said nothing the client is known for certain if every authorization that may be
+its own is of the same client: those that were given between its acceptance and the end of its
+handshake, and are not another connection's. Else it is not known, and has the strictest limits.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+
+from .connection import Connection, Peer
+
+__all__ = ["Connections", "user_id"]
+
+# Authorizations of a channel that are kept before those that have served are looked for.
+_KEPT = 64
+
+
+def user_id(number: int, peer: Peer) -> str:
+    """Return the user id that ZAP gives the connection with that authorization."""
+    return f"{number} {peer.role} {peer.public_key} {peer.name}"
+
+
+class Connections:
+    """Who is connected, as far as it is known for certain. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        # By channel and libzmq's descriptor, the oldest first: the handshake goes on, or is over.
+        self.handshaking: dict[tuple[str, int], Connection] = {}
+        self.ready: dict[tuple[str, int], Connection] = {}
+        # Disconnected in their handshake, until libzmq has told of it.
+        self.leaving: dict[tuple[str, int], Connection] = {}
+        # By channel, how many of those in their handshake have succeeded at least.
+        self._succeeded: collections.Counter[str] = collections.Counter()
+        # By channel, the authorizations that may be of a connection whose handshake goes on, by number.
+        self._authorized: dict[str, dict[int, Peer]] = collections.defaultdict(dict)
+        self._kept: dict[str, int] = collections.defaultdict(lambda: _KEPT)
+        # By channel, the numbers of clients that ZAP has rejected.
+        self._rejected: dict[str, list[int]] = collections.defaultdict(list)
+
+    def __iter__(self) -> Iterator[Connection]:
+        for connections in (self.handshaking, self.ready, self.leaving):
+            yield from connections.values()
+
+    def accepted(self, connection: Connection) -> None:
+        """Take in a connection that was accepted."""
+        self.handshaking[connection.channel, connection.descriptor] = connection
+
+    def ended(self, channel: str, descriptor: int) -> Connection | None:
+        """Take out a connection that ended, and return it."""
+        key = channel, descriptor
+        for connections in (self.handshaking, self.leaving):
+            if (connection := connections.pop(key, None)) is not None:
+                self._left_its_handshake(channel)
+                return connection
+        return self.ready.pop(key, None)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Take note that *connection* is disconnected; if it is in its handshake, it counts no more."""
+        key = connection.channel, connection.descriptor
+        if self.handshaking.get(key) is connection:
+            self.leaving[key] = self.handshaking.pop(key)
+
+    def succeeded(self, channel: str) -> list[Connection]:
+        """Take note that a handshake of *channel* has succeeded; libzmq does not name its connection.
+
+        Returns the connections of which that is certain: all that are in their handshake, if so many
+        have succeeded. None leaves its handshake before the event of its success has been taken in.
+        """
+        self._succeeded[channel] += 1
+        in_it = [
+            connection
+            for connections in (self.handshaking, self.leaving)
+            for connection in connections.values()
+            if connection.channel == channel
+        ]
+        if self._succeeded[channel] < len(in_it):
+            return []
+        return [connection for connection in in_it if not connection.is_disconnected]
+
+    def _left_its_handshake(self, channel: str) -> None:
+        self._succeeded[channel] = max(self._succeeded[channel] - 1, 0)
+
+    def authorized(self, channel: str, peer: Peer) -> str:
+        """Take note that ZAP lets *peer* use *channel*; return the user id of its connection."""
+        self.number += 1
+        authorized = self._authorized[channel]
+        authorized[self.number] = peer
+        if len(authorized) > self._kept[channel]:
+            self._forget(channel)
+        return user_id(self.number, peer)
+
+    def rejected(self, channel: str) -> None:
+        """Take note that ZAP rejects a client, whose connection is about to end."""
+        self.number += 1
+        self._rejected[channel].append(self.number)
+        del self._rejected[channel][:-_KEPT]
+
+    def was_rejected(self, connection: Connection) -> bool:
+        """Whether a connection that ended in its handshake was one of those that ZAP has rejected."""
+        rejected = self._rejected[connection.channel]
+        for number in rejected:
+            if number > connection.number:
+                rejected.remove(number)
+                return True
+        return False
+
+    def got_ready(self, connection: Connection) -> None:
+        """Take note that the handshake of *connection* is over."""
+        key = connection.channel, connection.descriptor
+        if self.handshaking.get(key) is connection:
+            del self.handshaking[key]
+            self._left_its_handshake(connection.channel)
+        self.ready[key] = connection
+        connection.is_ready = True
+        if not connection.peer.role:
+            authorized = self._authorized[connection.channel].items()
+            connection.candidates = {n: peer for n, peer in authorized if n > connection.number}
+            self._deduce(connection)
+
+    def spoke(self, channel: str, descriptor: int, given: str) -> Connection | None:
+        """Take note of what a message told; return its connection, if that still stands."""
+        words = given.split(" ", 3)
+        number, peer = int(words[0]), Peer(words[1], words[3], words[2])
+        key = channel, descriptor
+        connection = self.handshaking.get(key) or self.ready.get(key)
+        if connection is None or number <= connection.number:
+            return None  # the message's connection has ended, and another one has its descriptor
+        connection.peer, connection.candidates = peer, {}
+        if not connection.is_ready:
+            self.got_ready(connection)
+        self._authorized[channel].pop(number, None)
+        for other in self.ready.values():
+            if other.channel == channel and other.candidates.pop(number, None) is not None:
+                self._deduce(other)
+        return connection
+
+    @staticmethod
+    def _deduce(connection: Connection) -> None:
+        if len(peers := set(connection.candidates.values())) == 1:
+            connection.peer, connection.candidates = peers.pop(), {}
+
+    def _forget(self, channel: str) -> None:
+        """Forget authorizations that were given before any connection that is in its handshake came."""
+        numbers = (one.number for one in self.handshaking.values() if one.channel == channel)
+        oldest = min(numbers, default=self.number - 1)
+        authorized = self._authorized[channel]
+        self._authorized[channel] = {n: peer for n, peer in authorized.items() if n > oldest}
+        self._kept[channel] = _KEPT + 2 * len(self._authorized[channel])

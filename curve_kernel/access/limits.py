@@ -1,0 +1,171 @@
+"""Every limit on what a peer may take, in one place, and which connection is disconnected for it.
+
+All of it is pure: the table of `connections` and the thread of `monitor` apply it.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Collection, Iterable
+from time import monotonic
+from typing import NamedTuple
+
+from .connection import Connection
+
+__all__ = [
+    "CHANNELS",
+    "MESSAGE_SIZES",
+    "Limits",
+    "excess_connection",
+    "has_little_to_say",
+    "is_slow_reader",
+    "oldest_handshake",
+    "says_too_much",
+    "says_too_much_in_handshake",
+]
+
+CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
+
+MESSAGE_SIZES = {
+    "shell": 64 << 20,
+    "stdin": 4 << 20,
+    "control": 16 << 20,
+    "iopub": 1 << 10,
+    "hb": 1 << 10,
+    "pipe": 64 << 20,
+}
+"""Bytes in a frame by channel: what a client has to send there, uploads, code, subscriptions, pings."""
+
+# A CURVE client sends less than 2 KiB until it gets READY.
+_HANDSHAKE_BYTES = 16 << 10
+# Where nobody counts bytes (ipc), how often a connection may be seen to have said something.
+_HANDSHAKE_ACTIVITY = 10
+# What a client may send on iopub that is not an owner, and for each second that it stays: it subscribes
+# to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
+_QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
+_QUIET_ACTIVITY = {"iopub": (32, 0.5), "hb": (64, 20)}
+# Of what was published, the bytes that a slow reader may have left unread, and the seconds for which it
+# may read nothing at all.
+_BACKLOG, _STALL = 16 << 20, 5.0
+
+# Connections of a listed client, and of a viewer on iopub: libzmq encrypts a message for each of them.
+_PER_CLIENT, _PER_VIEWER_ON_IOPUB = {"owner": 64, "viewer": 16}, 8
+
+
+class Limits(NamedTuple):
+    """How many connections others may have, all ports together.
+
+    Parameters
+    ----------
+    handshake_timeout : float
+        Seconds until a handshake must be over.
+    handshakes : int
+        Connections that may be in their handshake at the same time.
+    connections : int
+        Connections after it of clients that are not listed; of those whose client is not known yet, and
+        of the heartbeat's, a quarter each.
+    """
+
+    handshake_timeout: float
+    handshakes: int
+    connections: int
+
+
+def excess_connection(connections: Collection[Connection], limits: Limits) -> Connection | None:
+    """Return the connection to disconnect where a client, or a group, has too many.
+
+    The groups do not compete: nobody loses a connection to a peer of whom less is known. The manager
+    and the kernel's own debugger have no limit, a listed client one of its own. In the group of clients
+    that are not listed, of those that are not known yet, and of the heartbeat's, the oldest of the
+    address that has the most goes.
+    """
+    groups: dict[tuple[str, str], list[Connection]] = collections.defaultdict(list)
+    for connection in connections:
+        role = connection.peer.role
+        if role in ("manager", "kernel") or connection.channel == "pipe" or connection.is_disconnected:
+            continue
+        if role in _PER_CLIENT:
+            groups[role, connection.peer.name].append(connection)
+            if role == "viewer" and connection.channel == "iopub":
+                groups["iopub", connection.peer.name].append(connection)
+        elif role == "any" and connection.channel != "hb":
+            groups["any", ""].append(connection)
+        else:
+            groups["", connection.channel].append(connection)
+    allowed = {
+        **_PER_CLIENT,
+        "iopub": _PER_VIEWER_ON_IOPUB,
+        "any": limits.connections,
+        "": max(limits.connections // 4, 1),
+    }
+    for (group, _), members in groups.items():
+        if len(members) > allowed[group]:
+            addresses = collections.Counter(connection.address for connection in members)
+            address = addresses.most_common(1)[0][0]
+            same = (connection for connection in members if connection.address == address)
+            return min(same, key=lambda connection: connection.since)
+    return None
+
+
+def oldest_handshake(handshaking: Iterable[Connection], handshake_timeout: float) -> Connection | None:
+    """Return the connection to disconnect for a newer one, or None if no old one is in its handshake.
+
+    The oldest of the first peers that has not shown that it knows the server key, else the oldest.
+    """
+    first = None
+    for connection, _ in zip(handshaking, range(32), strict=False):
+        if connection.has_got_ready(handshake_timeout):
+            continue
+        first = first or connection
+        if not connection.knows_server_key():
+            return connection
+    return first
+
+
+def says_too_much_in_handshake(connection: Connection) -> bool:
+    """Whether the connection has sent more than any handshake takes."""
+    if connection.is_local:
+        return connection.activity > _HANDSHAKE_ACTIVITY
+    return connection.received() > _HANDSHAKE_BYTES
+
+
+def has_little_to_say(connection: Connection) -> bool:
+    """Whether the peer may only subscribe or ping; until it is known who it is, it may do no more."""
+    if connection.channel == "hb":
+        return True
+    return connection.channel == "iopub" and connection.peer.role in ("", "any", "viewer")
+
+
+def says_too_much(connection: Connection) -> bool:
+    """Whether a peer that `has_little_to_say` has sent more than a subscriber or a heartbeat does."""
+    age = monotonic() - connection.since
+    if connection.is_local:
+        times, rate = _QUIET_ACTIVITY[connection.channel]
+        return connection.activity > times + rate * age
+    if connection.channel == "hb":  # each message is echoed when it is complete
+        return connection.received() - connection.acknowledged() > _QUIET_BYTES
+    return connection.received() > _QUIET_BYTES + _QUIET_RATE * age
+
+
+def is_slow_reader(connection: Connection, published: int) -> bool:
+    """Whether a peer on iopub leaves unread what would fill the kernel's memory.
+
+    Parameters
+    ----------
+    connection : Connection
+        Looked at again and again; ``caught_up`` keeps what was seen.
+    published : int
+        Bytes published on iopub since the start.
+    """
+    now, acknowledged = monotonic(), connection.acknowledged()
+    if connection.caught_up is None or not connection.unread():
+        connection.caught_up = published, acknowledged, now
+        return False
+    before, acknowledged_before, when = connection.caught_up
+    if connection.is_local:
+        return now - when > _STALL and published - before > _BACKLOG
+    backlog = published - before - (acknowledged - acknowledged_before)
+    if acknowledged > acknowledged_before:
+        # It reads: what it has not read yet counts, not how long ago it had read everything.
+        connection.caught_up = published - backlog, acknowledged, now
+    return backlog > _BACKLOG or now - when > _STALL

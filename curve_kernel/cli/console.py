@@ -1,0 +1,438 @@
+"""Jupyter's terminal console, on a kernel that runs already and that outlives it."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from jupyter_client.connect import port_names
+from jupyter_client.consoleapp import JupyterConsoleApp
+from jupyter_client.ssh.tunnel import select_random_ports
+from jupyter_console.app import ZMQTerminalIPythonApp
+from jupyter_console.ptshell import ZMQTerminalInteractiveShell
+from prompt_toolkit.application import run_in_terminal
+
+from ..client import BlockingKernelClient
+from ..errors import CurveKernelError, fail
+from .connect import Pulse
+
+__all__ = ["CurveConsoleApp", "CurveShell", "ssh_tunnel"]
+
+_INTERVAL = 0.5
+_SSH_TIMEOUT = 60.0
+_SSH_READY = "curve-kernel-tunnel"
+# What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
+_LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
+_STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
+
+
+class ConsoleClient(BlockingKernelClient):
+    """A client that tells a kernel which was restarted, or has ended, from one that is busy.
+
+    To stock a heartbeat that is late is the end of the kernel, and what a cell prints later is lost.
+    """
+
+    pulse: Pulse
+    restarted = False
+    """Whether the kernel is another process than it was when this was set to False."""
+    _session_of_kernel = ""
+    _connections_seen = 0
+    _asked: float | None = None
+
+    def is_alive(self) -> bool:
+        """Tell whether there may come an answer to what was sent."""
+        self.settled()
+        return self.refusal is None and not self.restarted and not self.pulse.has_ended()
+
+    def settled(self) -> bool:
+        """Look who is there; tell whether that is known."""
+        if self.refusal is not None:
+            return False
+        control = self.control_channel
+        if self.connected and self.connections != self._connections_seen:
+            self._connections_seen, self._asked = self.connections, time.monotonic()
+            # libzmq subscribes again when somebody looks at the socket, and that has to come first.
+            self.iopub_channel.msg_ready()
+            control.send(self.session.msg("kernel_info_request", {}))
+        while control.msg_ready():
+            # Each process of a kernel has a session of its own.
+            before, self._asked = self._session_of_kernel, None
+            self._session_of_kernel = control.get_msg()["header"]["session"]
+            self.restarted |= before not in ("", self._session_of_kernel)
+        # A kernel need not answer this on control.
+        return self.connected and (self._asked is None or time.monotonic() - self._asked > 1)
+
+
+class CurveShell(ZMQTerminalInteractiveShell):
+    """The prompt. Leaving it leaves the kernel alive."""
+
+    parent: CurveConsoleApp
+    use_kernel_is_complete: Any
+    problem: CurveKernelError | None = None
+    """Why the kernel can't be talked to any more."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.keepkernel = True
+        self.interrupts = 0
+        super().__init__(**kwargs)
+
+    def init_kernel_info(self) -> None:
+        """Wait for the kernel, and learn who it is."""
+        super().init_kernel_info()
+        while not self.client.settled() and self.client.refusal is None:
+            time.sleep(0.01)
+
+    def show_banner(self) -> None:
+        """Print upstream's banner, and how to leave."""
+        super().show_banner()
+        print(  # noqa: T201
+            "\nexit, quit and Ctrl-D leave the kernel running; exit(keep_kernel=False) ends it."
+        )
+
+    def run_cell(self, cell: str, store_history: bool = True) -> None:
+        """Run a cell. ``exit`` in it leaves this console; by itself it would end the kernel, too."""
+        if cell and _LEAVE.fullmatch(cell):
+            self.ask_exit()
+            return
+        if cell and self.kernel_info.get("language_info", {}).get("name") == "python":
+            cell = _keep_kernel(cell)
+        deadline = time.monotonic() + Pulse.SILENCE
+        while cell and not self.client.settled() and time.monotonic() < deadline:
+            if self.client.refusal is not None:
+                return
+            time.sleep(0.05)  # the kernel restarts
+        if self.client.restarted:
+            self._tell_restart()
+        self.interrupts = 0
+        try:
+            super().run_cell(cell, store_history)
+        finally:
+            self._executing = False
+
+    def check_complete(self, code: str) -> tuple[bool, str]:
+        """Ask the kernel whether *code* is complete; one that is busy or gone does not say."""
+        while self.client.shell_channel.msg_ready():
+            self.client.shell_channel.get_msg()  # an answer that came too late
+        asks: bool = self.use_kernel_is_complete
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            more, indent = super().check_complete(code)
+        self.use_kernel_is_complete = asks
+        return more, indent
+
+    async def interact(self, loop: Any = None, display_banner: Any = None) -> None:
+        """Prompt and run, until the user leaves or the kernel can't be talked to any more."""
+        watching = asyncio.create_task(self._watch_kernel())
+        try:
+            await super().interact(loop, display_banner)
+        except CurveKernelError as error:
+            self.problem = error
+        finally:
+            watching.cancel()
+
+    async def _watch_kernel(self) -> None:
+        while True:
+            try:
+                if self.client.pulse.has_ended() and not self.parent.tunnel_has_ended():
+                    raise CurveKernelError(
+                        "the kernel has ended",
+                        "python -m curve_kernel status shows which kernels run",
+                    )
+                self.parent.check()
+            except CurveKernelError as error:
+                self._leave(error)
+                return
+            self.client.settled()
+            if self.client.restarted:
+                await run_in_terminal(self._tell_restart)
+            await asyncio.sleep(_INTERVAL)
+
+    def _leave(self, error: CurveKernelError) -> None:
+        if self.pt_cli is not None:
+            self.pt_cli.app.exit(exception=error)
+            return
+        # The simple prompt reads in a thread that nothing can stop.
+        self.parent.restore_terminal()
+        print()  # noqa: T201
+        with contextlib.suppress(SystemExit):
+            fail(error)
+        os._exit(1)
+
+    def _tell_restart(self) -> None:
+        self.client.restarted = False
+        print("\n[the kernel was restarted, its variables are gone]")  # noqa: T201
+
+    def mainloop(self) -> None:
+        """Run until the user leaves; raise what ended it otherwise.
+
+        Raises
+        ------
+        CurveKernelError
+            If the kernel has ended, or does not accept this client any more.
+        """
+        while True:
+            try:
+                asyncio.run(self._main_task())
+                break
+            except KeyboardInterrupt:
+                print("\nKeyboardInterrupt")  # noqa: T201
+        if self.problem is not None:
+            raise self.problem
+        if self.keepkernel:
+            print("left; the kernel goes on")  # noqa: T201
+        else:
+            self.client.shutdown()
+            print("the kernel ends, as you said")  # noqa: T201
+
+
+class CurveConsoleApp(ZMQTerminalIPythonApp):
+    """``jupyter console --existing``, with a client that has a key pair of its own."""
+
+    info: dict[str, Any]
+    """The connection file's content."""
+    tunnel: subprocess.Popen[bytes] | None = None
+    _terminal: Any = None
+
+    def check_options(self, options: Sequence[str]) -> None:
+        """Make sure that each of *options* is ``--Class.trait=value`` and has a meaning here.
+
+        Raises
+        ------
+        CurveKernelError
+            If one has not.
+        """
+        classes = {
+            one.__name__: one.class_traits(config=True)
+            for one in (*type(self).mro(), ZMQTerminalInteractiveShell)
+            if hasattr(one, "class_traits")
+        }
+        known = [
+            f"--{name}.{trait}"
+            for name, traits in classes.items()
+            for trait in traits
+            if trait not in _STARTS_KERNELS and not trait.endswith("_port")
+        ]
+        for option in options:
+            name, equals, _ = option.partition("=")
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                raise CurveKernelError(
+                    f"console has no option {name}",
+                    f"did you mean {close[0]}=VALUE" if close else "see console --help",
+                )
+            if not equals:
+                raise CurveKernelError(f"{name} has no value", f"write {name}=VALUE, in one word")
+
+    def init_connection_file(self) -> None:
+        """Leave `info` as it was given."""
+
+    def init_ssh(self) -> None:
+        """Forward the kernel's ports through ssh, if --ssh or --sshkey says so."""
+        if self.sshserver or self.sshkey:
+            self.tunnel, ports = ssh_tunnel(self.info, self.sshserver, self.sshkey)
+            self.info |= ports
+
+    def init_kernel_manager(self) -> None:
+        """Start no kernel."""
+        self.kernel_manager = None
+
+    def init_kernel_client(self) -> None:
+        """Connect. JupyterConsoleApp's own method drops the keys."""
+        client = self.kernel_client = ConsoleClient(session=self.session, parent=self)
+        client.load_connection_info(self.info)
+        client.start_channels()
+        client.pulse = Pulse(client, self.connection_file)
+
+    def init_shell(self) -> None:
+        """Connect and make the shell."""
+        with contextlib.suppress(termios.error, OSError, ValueError):
+            self._terminal = termios.tcgetattr(sys.stdin)
+        JupyterConsoleApp.initialize(self)
+        signal.signal(signal.SIGINT, self.handle_sigint)
+        self.shell = CurveShell.instance(
+            parent=self, client=self.kernel_client, confirm_exit=self.confirm_exit
+        )
+
+    def handle_sigint(self, *_: Any) -> None:
+        """Interrupt what this console runs; the third time, wait for it no longer."""
+        shell = getattr(self, "shell", None)
+        if shell is None or not shell._executing:
+            raise KeyboardInterrupt
+        shell.interrupts += 1
+        if shell.interrupts > 2:
+            print("\nnot interrupted; the kernel goes on with it", file=sys.stderr)  # noqa: T201
+            raise KeyboardInterrupt
+        client = self.kernel_client
+        client.control_channel.send(client.session.msg("interrupt_request", {}))
+
+    def check(self) -> None:
+        """Make sure that the kernel accepts this client, and that the tunnel stands.
+
+        Raises
+        ------
+        CurveKernelError
+            If not.
+        """
+        if self.tunnel_has_ended():
+            raise CurveKernelError(
+                f"the ssh connection to {self.sshserver} has ended", "the kernel goes on: connect again"
+            )
+        if self.kernel_client.refusal is not None:
+            raise self.kernel_client.refusal
+
+    def tunnel_has_ended(self) -> bool:
+        """Tell whether there was a tunnel and is no more."""
+        return self.tunnel is not None and self.tunnel.poll() is not None
+
+    def restore_terminal(self) -> None:
+        """Set the terminal to what it was at the start."""
+        if self._terminal is not None:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+
+    def close(self) -> None:
+        """Disconnect, and end the tunnel."""
+        client = getattr(self, "kernel_client", None)
+        if client is not None and client.channels_running:
+            client.stop_channels()
+        if self.tunnel is not None:
+            self.tunnel.terminate()
+            self.tunnel.wait()
+
+
+def _keep_kernel(cell: str) -> str:
+    """Let each ``exit()`` and ``quit()`` in *cell* that does not say otherwise keep the kernel."""
+    try:
+        tree = ast.parse(cell)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return cell  # magics, or an error that the kernel shows
+    text = cell.encode()
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for call in sorted(_exits(tree), key=lambda call: (call.lineno, call.col_offset), reverse=True):
+        begin = starts[(call.func.end_lineno or 1) - 1] + (call.func.end_col_offset or 0)
+        end = starts[(call.end_lineno or 1) - 1] + (call.end_col_offset or 0)
+        text = text[:begin] + b"(keep_kernel=True)" + text[end:]
+    return text.decode()
+
+
+def _exits(node: ast.AST) -> Iterator[ast.Call]:
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.Call(func=ast.Name(id="exit" | "quit"), keywords=[]):
+                yield child
+            case _:
+                yield from _exits(child)
+
+
+def ssh_tunnel(
+    info: Mapping[str, Any], server: str, key: str = ""
+) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+    """Forward a kernel's ports through one ssh connection.
+
+    Not by jupyter_client's `tunnel_to_kernel`: it runs ssh five times, gives each one second, and its
+    tunnels end when a restart of the kernel closes what goes through them. Here ssh itself asks for
+    what it needs, a password or whether a host is the right one, and it ends with this process.
+
+    Parameters
+    ----------
+    info : mapping
+        The connection file's content; its address is seen from the server.
+    server : str
+        ``host``, ``user@host`` or ``user@host:port``; if empty, the kernel's own address.
+    key : str
+        A file for ssh's ``-i``.
+
+    Returns
+    -------
+    subprocess.Popen, dict
+        ssh, and the fields of the connection file that are different from here.
+
+    Raises
+    ------
+    CurveKernelError
+        If ssh can't connect within a minute, or there is no ssh.
+    """
+    if info.get("transport", "tcp") != "tcp":
+        raise CurveKernelError("--ssh forwards tcp ports, and this kernel has none", "leave --ssh out")
+    address = str(info.get("ip") or "127.0.0.1")
+    if not server:
+        server, address = address, "127.0.0.1"
+    if address in ("*", "0.0.0.0"):  # noqa: S104
+        address = "127.0.0.1"
+    host, _, port = server.rpartition(":")
+    to = ["-p", port, "--", host] if host and port.isdigit() else ["--", server]
+    ports = dict(zip(port_names, select_random_ports(len(port_names)), strict=True))
+    if ":" in address:
+        address = f"[{address}]"
+    try:
+        forwards = [f"-L127.0.0.1:{ours}:{address}:{int(info[name])}" for name, ours in ports.items()]
+    except (KeyError, TypeError, ValueError):
+        raise CurveKernelError(
+            "the connection file does not have the five ports of a kernel",
+            "get the connection file that the kernel or its launcher wrote",
+        ) from None
+    options = ["-T", "-oExitOnForwardFailure=yes", "-oConnectTimeout=15", "-oControlPath=none"]
+    if key:
+        options += ["-i", key]
+    hint = f"see whether `ssh {server}` works; the kernel's address is seen from there"
+    errors = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        process = subprocess.Popen(  # noqa: S603
+            ["ssh", *options, *forwards, *to, f"echo {_SSH_READY}; exec cat"],  # noqa: S607
+            stdin=subprocess.PIPE,  # ends with this process, and so does ssh
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            # A Ctrl-C in the console is for the kernel.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        )
+    except OSError as error:
+        raise CurveKernelError(
+            f"ssh can't be run: {error.strerror}", "install OpenSSH's client"
+        ) from None
+    try:
+        _wait_for_ready(process)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.poll() is not None:
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+        reason = f": {said[-1]}" if said else ""
+        raise CurveKernelError(f"ssh could not connect to {server}{reason}", hint)
+    return process, {"ip": "127.0.0.1", **ports}
+
+
+def _wait_for_ready(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    said, deadline = b"", time.monotonic() + _SSH_TIMEOUT
+    while _SSH_READY.encode() not in said:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise CurveKernelError(
+                f"ssh has not connected in {_SSH_TIMEOUT:.0f} seconds",
+                "see whether it connects by itself, and where it waits",
+            )
+        if not select.select([process.stdout], [], [], left)[0]:
+            continue
+        chunk = os.read(process.stdout.fileno(), 1 << 16)
+        if not chunk:
+            process.wait()
+            return
+        said += chunk
