@@ -18,7 +18,7 @@ import pytest
 from jupyter_client import KernelManager
 from nbformat import v4, write
 from support import MODULE, run_code, started
-from test_frontends import TOKEN, Server
+from test_server import TOKEN, Server
 from tornado.httpclient import AsyncHTTPClient
 
 from curve_kernel.cli.install import shipped_spec
