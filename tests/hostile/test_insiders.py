@@ -235,6 +235,7 @@ def test_a_viewer_that_reads_nothing_is_disconnected_as_a_slow_reader(kernel: Vi
         kernel.client, "import os; from IPython.display import display; data = os.urandom(10_000_000)"
     )
     show = "for _ in range({}): display({{'image/png': data}}, raw=True)\n"
+    run_code(kernel.client, show.format(4), timeout=120)  # what that takes by itself
     peers = [subscriber(kernel, ports["iopub"]) for _ in range(4)]
     wait_for("the viewer", lambda: "vera" in curve(kernel))
     before, most = kernel.process.memory_info().rss, 0.0
