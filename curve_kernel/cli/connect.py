@@ -278,13 +278,14 @@ class ConsoleApp(_ExistingCommand):
                 passed.append(f"--{name.replace('_', '-')}={value}")
         app.connection_file = path
         try:
-            self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            try:
+                self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            except RuntimeError as error:
+                raise CurveKernelError(
+                    f"the kernel of {path} accepts this client and does not answer: {error}",
+                    "it may be busy; or the HMAC key in the file is not its own",
+                ) from None
             self.connected(path, app.start)
-        except RuntimeError as error:
-            raise CurveKernelError(
-                f"the kernel of {path} lets in this client and does not answer: {error}",
-                "it may be busy; or the HMAC key in the file is not its own",
-            ) from None
         finally:
             app.close()
 
