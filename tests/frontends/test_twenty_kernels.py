@@ -1,4 +1,4 @@
-"""jupyter_server by hand-written client, twenty kernels at once; test_frontends has the life of one."""
+"""jupyter_server by hand-written client, twenty kernels at once; test_server has the life of one."""
 
 from __future__ import annotations
 
