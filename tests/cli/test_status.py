@@ -255,9 +255,8 @@ def test_watch():
             assert json.loads(process.stdout.readline()) == []
             with headless() as (kernel, _):
                 seen = json.loads(process.stdout.readline())
-                while [one["verdict"] for one in seen] != ["encrypted"]:
+                while [(one["verdict"], one["pid"]) for one in seen] != [("encrypted", kernel.pid)]:
                     seen = json.loads(process.stdout.readline())
-                assert seen[0]["pid"] == kernel.pid
             while [one["verdict"] for one in seen] == ["encrypted"]:
                 seen = json.loads(process.stdout.readline())
             assert [one["verdict"] for one in seen] in ([], ["dead"])

@@ -221,12 +221,13 @@ child(os.fork)
 child(os.forkpty)
 child(pty.fork)
 subprocess.run(['true'], preexec_fn=os.getpid)
-context = multiprocessing.get_context('fork')
-process = context.Process(target=os.getpid)
-process.start()
-process.join()
-with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-    print('pool', pool.submit(abs, -1).result())
+for method in ('fork', 'forkserver', 'spawn'):  # the second is the default from Python 3.14 on
+    context = multiprocessing.get_context(method)
+    process = context.Process(target=os.getpid)
+    process.start()
+    process.join()
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        print(method, pool.submit(abs, -1).result())
 print('over')
 """
 
