@@ -199,6 +199,13 @@ def test_a_restart_is_told_and_the_console_goes_on(owner):
             assert watching.screen().count("was restarted") == 1
             terminal.type("print('go' + 'es on')", "Enter")
             terminal.wait("goes on")
+            terminal.type("import time; print('as' + 'leep', flush=True); time.sleep(600)", "Enter")
+            terminal.wait("asleep")
+            km.restart_kernel(now=True)
+            client.wait_for_ready(timeout=30)
+            wait_for("the note", lambda: terminal.screen().count("was restarted") == 2)
+            terminal.type("print('and ' + 'on')", "Enter")
+            terminal.wait("and on")
             assert "Warning" not in terminal.screen()
             client.stop_channels()
             km.shutdown_kernel()

@@ -418,20 +418,27 @@ reaper._socket = counted = Counted(reaper._socket)
 
 
 def test_nobody_uses_the_socket_of_stdin_while_a_thread_asks(kernel):
-    _, _, client = kernel
+    _, info, client = kernel
 
     def reads():
         return int(run_code(client, "print(counted.reads)")[1])
 
+    def leave() -> None:
+        with socket.create_connection(("127.0.0.1", info["stdin_port"])) as peer:
+            peer.sendall(b"\xff")
+
     assert run_code(client, COUNT)[0] == "ok"
+    leave()
     wait_for("a look at stdin", lambda: reads() > 0)
     ask = "import threading\nask = input\nthread = threading.Thread(target=lambda: ask('now? '))"
     client.execute(f"{ask}\nthread.start()", allow_stdin=True)
     assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
     before = reads()
-    time.sleep(2.5)
+    leave()
+    time.sleep(1)
     assert reads() == before
     client.input("yes")
+    leave()
     wait_for("a look at stdin", lambda: reads() > before)
 
 
