@@ -44,7 +44,7 @@ def new_owner(kernel: Victim) -> float:
     client.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=20)
+        client.wait_for_ready(timeout=60)
     finally:
         client.stop_channels()
     return time.monotonic() - start
@@ -329,7 +329,7 @@ def test_an_owner_keeps_every_connection_whoever_crowds_the_heartbeat(kernel: Vi
     own = BlockingKernelClient(client_keys=kernel.owner)
     own.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
     own.start_channels()
-    own.wait_for_ready(timeout=20)
+    own.wait_for_ready(timeout=60)
     for number in range(180):
         address = f"127.0.1.{number + 1}"
         for pair in (zmq.curve_keypair(), keys(kernel.viewer), keys(kernel.viewer)):
