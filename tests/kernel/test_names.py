@@ -155,7 +155,7 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "stop_channels",
     },
-    "_KeyedHBChannel": {"_create_socket", "socket"},
+    "_KeyedHBChannel": {"_async_run", "_beating", "_create_socket", "socket"},
     "_Parser": {"error"},
 }
 # Classes that are made inside a function, and their base class.
