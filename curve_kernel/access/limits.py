@@ -36,7 +36,7 @@ MESSAGE_SIZES = {
 # A CURVE client sends less than 2 KiB until it gets READY.
 _HANDSHAKE_BYTES = 16 << 10
 # Where nobody counts bytes (ipc), how often a connection may be seen to have said something.
-_HANDSHAKE_ACTIVITY = 32
+_HANDSHAKE_ACTIVITY = 10
 # What a client may send on iopub that is not an owner, and for each second that it stays: it subscribes
 # to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
 _QUIET_BYTES, _QUIET_RATE = 8 << 10, 16

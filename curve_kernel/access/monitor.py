@@ -300,9 +300,8 @@ class Monitor:
         elif event == zmq.EVENT_ACCEPTED:
             self._enforcer.accepted(Connection(channel, value, self._connections.number, listener.name))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            connection = self._connections.only_handshake_of(channel)
-            if connection is not None:
-                self._enforcer.got_ready(connection)
+            for ready in self._connections.succeeded(channel):
+                self._enforcer.got_ready(ready)
         elif event == zmq.EVENT_DISCONNECTED:
             connection = self._connections.ended(channel, value)
             if connection is not None:

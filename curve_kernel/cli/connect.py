@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_core.paths import jupyter_runtime_dir
 from pygments import highlight
@@ -218,6 +218,13 @@ class ConsoleApp(_ExistingCommand):
         interrupts what the console runs."""
     passes_on = True
 
+    _FLAGS: ClassVar[dict[str, str]] = {
+        "simple-prompt": "read lines, without colors and completion",
+        "no-simple-prompt": "the contrary, whatever a configuration file says",
+        "confirm-exit": "ask at Ctrl-D, which is the default",
+        "no-confirm-exit": "do not ask",
+        "debug": "log everything",
+    }
     _OVERRIDES = ("ip", "shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -247,10 +254,7 @@ class ConsoleApp(_ExistingCommand):
             )
         parser.add_argument("--config", metavar="FILE", help="a configuration file of jupyter console")
         parser.add_argument("--log-level", metavar="LEVEL", help="10 to 50, or DEBUG to CRITICAL")
-        for flag, what in (
-            ("simple-prompt", "read lines, without colors and completion"),
-            ("no-confirm-exit", "do not ask at Ctrl-D"),
-        ):
+        for flag, what in self._FLAGS.items():
             parser.add_argument(f"--{flag}", action="store_true", help=what)
 
     def run(self, options: argparse.Namespace) -> None:
@@ -268,23 +272,20 @@ class ConsoleApp(_ExistingCommand):
         path = self.find(options)
         given = {field: getattr(options, field) for field in self._OVERRIDES}
         app.info = connection_file.read(path) | {k: v for k, v in given.items() if v is not None}
-        passed = [
-            f"--{name.replace('_', '-')}"
-            for name in ("simple_prompt", "no_confirm_exit")
-            if getattr(options, name)
-        ]
+        passed = [f"--{flag}" for flag in self._FLAGS if getattr(options, flag.replace("-", "_"))]
         for name in ("ssh", "sshkey", "config", "log_level"):
             if (value := getattr(options, name)) is not None:
                 passed.append(f"--{name.replace('_', '-')}={value}")
         app.connection_file = path
         try:
-            self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            try:
+                self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            except RuntimeError as error:
+                raise CurveKernelError(
+                    f"the kernel of {path} accepts this client and does not answer: {error}",
+                    "it may be busy; or the HMAC key in the file is not its own",
+                ) from None
             self.connected(path, app.start)
-        except RuntimeError as error:
-            raise CurveKernelError(
-                f"the kernel of {path} lets in this client and does not answer: {error}",
-                "it may be busy; or the HMAC key in the file is not its own",
-            ) from None
         finally:
             app.close()
 

@@ -99,16 +99,18 @@ class CurveShell(ZMQTerminalInteractiveShell):
     def show_banner(self) -> None:
         """Print upstream's banner, and how to leave."""
         super().show_banner()
-        print(  # noqa: T201
-            "\nexit, quit and Ctrl-D leave the kernel running; exit(keep_kernel=False) ends it."
-        )
+        ends = "; exit(keep_kernel=False) ends it" if self._is_python() else ""
+        print(f"\nexit, quit and Ctrl-D leave the kernel running{ends}.")  # noqa: T201
+
+    def _is_python(self) -> bool:
+        return bool(self.kernel_info.get("language_info", {}).get("name") == "python")
 
     def run_cell(self, cell: str, store_history: bool = True) -> None:
         """Run a cell. ``exit`` in it leaves this console; by itself it would end the kernel, too."""
         if cell and _LEAVE.fullmatch(cell):
             self.ask_exit()
             return
-        if cell and self.kernel_info.get("language_info", {}).get("name") == "python":
+        if cell and self._is_python():
             cell = _keep_kernel(cell)
         deadline = time.monotonic() + Pulse.SILENCE
         while cell and not self.client.settled() and time.monotonic() < deadline:
@@ -154,17 +156,21 @@ class CurveShell(ZMQTerminalInteractiveShell):
                     )
                 self.parent.check()
             except CurveKernelError as error:
-                self._leave(error)
-                return
+                if self._leave(error):
+                    return
             self.client.settled()
             if self.client.restarted:
                 await run_in_terminal(self._tell_restart)
             await asyncio.sleep(_INTERVAL)
 
-    def _leave(self, error: CurveKernelError) -> None:
+    def _leave(self, error: CurveKernelError) -> bool:
+        """End the prompt, if there is one just now."""
         if self.pt_cli is not None:
+            prompt = self.pt_cli.app.future
+            if prompt is None or prompt.done():
+                return False
             self.pt_cli.app.exit(exception=error)
-            return
+            return True
         # The simple prompt reads in a thread that nothing can stop.
         self.parent.restore_terminal()
         print()  # noqa: T201

@@ -658,10 +658,10 @@ def test_curve_magic_with_anybody_and_as_html(tmp_path):
         own.load_connection_info({**info, "curve_secretkey": None})
         own.start_channels()
         request = client.execute("%curve")
-        while (message := client.get_iopub_msg(timeout=20))["msg_type"] != "execute_result":
+        while (message := client.get_iopub_msg(timeout=60))["msg_type"] != "execute_result":
             pass
         own.stop_channels()
-        assert client.get_shell_msg(timeout=20)["parent_header"]["msg_id"] == request
+        assert client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] == request
         data = message["content"]["data"]
         assert stranger.public_key.decode() in data["text/plain"]
         assert "any client that knows the server key" in data["text/plain"]

@@ -186,7 +186,7 @@ def without_override() -> dict[str, object]:
 def refused_without_override(*arguments: str, env: dict[str, str]) -> tuple[int, list[str], str]:
     command = [*without_override().get("prefix", []), sys.executable, "-m", "curve_kernel", *arguments]
     done = subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=20, check=False
+        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False
     )
     return done.returncode, done.stderr.splitlines(), done.stderr
 
