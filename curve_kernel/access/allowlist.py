@@ -130,11 +130,7 @@ class AuthorizedClients:
             try:
                 client = self._load(role, entry, entry.stat())
             except OSError as error:
-                self._skip(
-                    CurveKernelError(
-                        f"certificate {entry.path} can't be read: {error.strerror}", "mend it"
-                    )
-                )
+                self._skip(_unreadable("certificate", entry.path, error))
                 continue
             if client is not None:
                 if role == "owner":
@@ -190,8 +186,11 @@ def _certificates(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as found:
             return sorted((one for one in found if one.name.endswith(".key")), key=lambda one: one.name)
     except OSError as error:
-        message = f"folder {folder} can't be read: {error.strerror}"
-        raise CurveKernelError(message, "mend it") from None
+        raise _unreadable("folder", folder, error) from None
+
+
+def _unreadable(kind: str, path: object, error: OSError) -> CurveKernelError:
+    return CurveKernelError(f"{kind} {path} can't be read: {error.strerror}")
 
 
 def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
@@ -199,7 +198,7 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
     try:
         status = file.stat()
     except OSError as error:
-        return CurveKernelError(f"{path} can't be read: {error.strerror}", "mend or remove it")
+        return CurveKernelError(f"{path} can't be read: {error.strerror}")
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "certificate"
     if status.st_mode & _OPEN_TO_OTHERS:
         return CurveKernelError(
@@ -207,5 +206,5 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
             f"look at what is in it, then: chmod go-w {shlex.quote(path)}",
         )
     if status.st_uid not in (0, os.geteuid()):
-        return CurveKernelError(f"{kind} {path} belongs to another user", "own it or remove it")
+        return CurveKernelError(f"{kind} {path} belongs to another user")
     return None

@@ -56,7 +56,7 @@ class Command(Application):
         Raises
         ------
         CurveKernelError
-            For whatever the user can mend.
+            For whatever the user can fix.
         """
         raise NotImplementedError
 

@@ -8,7 +8,6 @@ import getpass
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..keys.certificates import (
     curve_folder,
     load_identity,
     make_folder,
+    parse_certificate,
     read_certificate,
     write_certificate,
 )
@@ -216,15 +216,8 @@ class AuthorizeApp(Command):
     def _read(certificate: str) -> tuple[bytes, bytes | None]:
         if certificate != "-":
             return read_certificate(Path(certificate))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "standard input"
-            # Closed, it is None.
-            path.write_bytes(sys.stdin.buffer.read(1 << 16) if sys.stdin else b"")
-            try:
-                return read_certificate(path)
-            except CurveKernelError as error:
-                message = error.message.replace(str(path), "on standard input")
-                raise CurveKernelError(message, error.hint) from None
+        content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
+        return parse_certificate(content, "on standard input")
 
 
 class RevokeApp(Command):

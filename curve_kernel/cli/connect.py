@@ -10,7 +10,6 @@ import queue
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,11 +25,11 @@ from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereErr
 from ..errors import CurveKernelError
 from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
-from ..wire import read_mechanism
 from . import Command
 from .clients import make_identity
+from .pulse import Pulse
 
-__all__ = ["ConsoleApp", "Pulse", "WatchApp", "find"]
+__all__ = ["ConsoleApp", "WatchApp", "find"]
 
 
 def find(name: str | None) -> str:
@@ -116,51 +115,6 @@ def _by_time(files: Iterable[Path]) -> list[str]:
     return sorted(times, key=lambda file: times[file])
 
 
-class Pulse:
-    """Whether a client's kernel lives: its heartbeat, its connection file, and then its ports tell.
-
-    Parameters
-    ----------
-    client : BlockingKernelClient
-        A client that is connected.
-    path : str
-        The connection file, which a kernel that ends removes, where it is not a copy.
-    """
-
-    SILENCE = 15.0
-    """Seconds without a heartbeat after which the ports are asked."""
-    _INTERVAL = 5.0
-
-    def __init__(self, client: BlockingKernelClient, path: str) -> None:
-        self._client = client
-        self._path = Path(path)
-        self._asked = 0.0
-        self._last = time.monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last heartbeat."""
-        if self._client.hb_channel.is_beating():
-            self._last = time.monotonic()
-        return time.monotonic() - self._last
-
-    def has_ended(self) -> bool:
-        """Tell whether the kernel has ended; one that only restarts or is busy has not."""
-        silence, now = self.silence, time.monotonic()
-        if not silence or (silence < self.SILENCE and self._path.exists()):
-            return False
-        if now - self._asked < self._INTERVAL and self._path.exists():
-            return False
-        self._asked = now
-        try:
-            read_mechanism(self._client._make_url("iopub"), timeout=0.5)
-        except ConnectionError:
-            return True
-        except (OSError, ValueError):
-            pass
-        return False
-
-
 class _ExistingCommand(Command):
     """A command on a kernel that runs: ``NAME`` or ``--existing NAME``."""
 
@@ -181,9 +135,7 @@ class _ExistingCommand(Command):
             If there is no such file, or it is none.
         """
         if options.name and options.existing and options.name != options.existing:
-            raise CurveKernelError(
-                f"two kernels are named: {options.name} and {options.existing}", "name one"
-            )
+            raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
         path = find(options.name or options.existing or None)
         info = connection_file.read(path)
         if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:

@@ -342,8 +342,7 @@ class UninstallApp(Command):
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
             except OSError as error:
                 raise CurveKernelError(
-                    f"kernelspec {folder} can't be removed: {error.strerror}",
-                    "remove it as the user who may write there",
+                    f"kernelspec {folder} can't be removed: {error.strerror}"
                 ) from None
             print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
         for line in left:

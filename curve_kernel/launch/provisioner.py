@@ -48,7 +48,7 @@ class StartError(CurveKernelError):
     def __str__(self) -> str:
         return "\n".join(
             textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-            for text in (self.message, self.hint)
+            for text in filter(None, (self.message, self.hint))
         )
 
 
