@@ -57,7 +57,12 @@ class Report:
     @property
     def connections(self) -> list[ConnectionInfo]:
         """The connections of clients."""
-        return [one for port in self.ports for one in port.connections if port.channel != "pipe"]
+        return [
+            connection
+            for port in self.ports
+            for connection in port.connections
+            if port.channel != "pipe"
+        ]
 
     def tables(self) -> list[list[list[str]]]:
         """Return the tables, each with its heading as the first row."""
@@ -126,15 +131,15 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
 
 def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     clients: dict[tuple[str, str, str], list[ConnectionInfo]] = {}
-    for one in connections:
-        unnamed = {"any": one.public_key, OWN_CLIENT: "its debugger"}
-        client = one.name or unnamed.get(one.role, one.role) or _UNKNOWN
-        clients.setdefault((client, one.role, one.address), []).append(one)
+    for connection in connections:
+        unnamed = {"any": connection.public_key, OWN_CLIENT: "its debugger"}
+        client = connection.name or unnamed.get(connection.role, connection.role) or _UNKNOWN
+        clients.setdefault((client, connection.role, connection.address), []).append(connection)
     rows = []
-    for (client, role, address), ones in clients.items():
-        counts = Counter(one.channel for one in ones)
+    for (client, role, address), group in clients.items():
+        counts = Counter(connection.channel for connection in group)
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
-        since = min(one.since for one in ones if one.since)
+        since = min(connection.since for connection in group if connection.since)
         today = since.date() == datetime.now(since.tzinfo).date()
         shown = f"{since:%H:%M:%S}" if today else f"{since:%m-%d %H:%M}"
         rows.append([client, role, ", ".join(channels), address, shown])

@@ -184,7 +184,9 @@ def _exists(folder: Path) -> bool:
 def _certificates(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return sorted((one for one in found if one.name.endswith(".key")), key=lambda one: one.name)
+            return sorted(
+                (entry for entry in found if entry.name.endswith(".key")), key=lambda entry: entry.name
+            )
     except OSError as error:
         raise _unreadable("folder", folder, error) from None
 

@@ -155,7 +155,11 @@ class Connections:
 
     def _forget(self, channel: str) -> None:
         """Forget authorizations that were given before any connection that is in its handshake came."""
-        numbers = (one.number for one in self.handshaking.values() if one.channel == channel)
+        numbers = (
+            connection.number
+            for connection in self.handshaking.values()
+            if connection.channel == channel
+        )
         oldest = min(numbers, default=self.number - 1)
         authorized = self._authorized[channel]
         self._authorized[channel] = {n: peer for n, peer in authorized.items() if n > oldest}

@@ -171,13 +171,21 @@ class Monitor:
             self._wake()
             checked.wait(1)
         with self._lock:
-            ready = [one for one in self._connections.ready.values() if not one.is_disconnected]
+            ready = [
+                connection
+                for connection in self._connections.ready.values()
+                if not connection.is_disconnected
+            ]
             return [
                 Port(
                     listener.channel,
                     listener.mechanism,
                     listener.endpoint,
-                    tuple(one.info() for one in ready if one.channel == listener.channel),
+                    tuple(
+                        connection.info()
+                        for connection in ready
+                        if connection.channel == listener.channel
+                    ),
                     self._audit.counts(listener.channel),
                 )
                 for listener in self._listeners.values()
@@ -370,7 +378,7 @@ class Monitor:
 
     def _leave_ports(self) -> None:
         """Let go of listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(one.descriptor, one.inode) for one in self._listeners.values()]
+        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))

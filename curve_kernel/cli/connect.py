@@ -65,8 +65,10 @@ def find(name: str | None) -> str:
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
         kernels = inspect_kernels(files)
-        spoken = [{channel["mechanism"] for channel in one.channels.values()} for one in kernels]
-        running = [one.file for one, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke]
+        spoken = [{channel["mechanism"] for channel in kernel.channels.values()} for kernel in kernels]
+        running = [
+            kernel.file for kernel, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke
+        ]
         if not running:
             which = f"{len(files)} connection files" + (f" that fit {name}" if name else "")
             plain = " that encrypts" if any("NULL" in spoke for spoke in spoken) else ""

@@ -217,9 +217,9 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
             If one has not.
         """
         classes = {
-            one.__name__: one.class_traits(config=True)
-            for one in (*type(self).mro(), ZMQTerminalInteractiveShell)
-            if hasattr(one, "class_traits")
+            cls.__name__: cls.class_traits(config=True)
+            for cls in (*type(self).mro(), ZMQTerminalInteractiveShell)
+            if hasattr(cls, "class_traits")
         }
         known = [
             f"--{name}.{trait}"

@@ -146,8 +146,8 @@ class _CurveClient(KernelClient):
         try:
             super().start_channels(*args, **kwargs)
         except BaseException:
-            for one in new:
-                one.close()
+            for handshake in new:
+                handshake.close()
             raise
         finally:
             self._new_handshakes = None
@@ -167,8 +167,8 @@ class _CurveClient(KernelClient):
 
     def _stop_watching(self) -> None:
         with self._lock:
-            for one in self._handshakes:
-                one.close()
+            for handshake in self._handshakes:
+                handshake.close()
             self._handshakes = ()
 
     @property
@@ -181,10 +181,10 @@ class _CurveClient(KernelClient):
         """
         with self._lock:
             if self._handshakes and self._refusal is None:
-                for one in self._handshakes:
-                    one.read()
-                    if one.hang_ups >= _HANG_UPS:
-                        self._suspect(one)
+                for handshake in self._handshakes:
+                    handshake.read()
+                    if handshake.hang_ups >= _HANG_UPS:
+                        self._suspect(handshake)
                 self._refusal = self._find_refusal()
                 if self._refusal is not None:
                     self._stop_watching()
@@ -193,24 +193,24 @@ class _CurveClient(KernelClient):
     @property
     def connected(self) -> bool:
         """Whether every channel was connected, as of the last look at `refusal`."""
-        return all(one.up for one in self._handshakes)
+        return all(handshake.up for handshake in self._handshakes)
 
     @property
     def connections(self) -> int:
         """How often the channels have been connected, all together, as of that look."""
-        return sum(one.connections for one in self._handshakes)
+        return sum(handshake.connections for handshake in self._handshakes)
 
-    def _suspect(self, one: Handshake) -> None:
+    def _suspect(self, handshake: Handshake) -> None:
         """Tell another kernel from none: an ssh tunnel to a kernel that restarts hangs up, too."""
-        mechanism = _mechanism(self._make_url(one.channel))
+        mechanism = _mechanism(self._make_url(handshake.channel))
         if mechanism not in ("CURVE", None):
-            one.fail(NoCurveServerError)
-        elif mechanism and one.suspected:
-            one.fail(WrongServerKeyError)
-        one.suspected, one.hang_ups = bool(mechanism), 0
+            handshake.fail(NoCurveServerError)
+        elif mechanism and handshake.suspected:
+            handshake.fail(WrongServerKeyError)
+        handshake.suspected, handshake.hang_ups = bool(mechanism), 0
 
     def _find_refusal(self) -> ConnectionRefusedByKernelError | None:
-        failed = next((one for one in self._handshakes if one.outcome), None)
+        failed = next((handshake for handshake in self._handshakes if handshake.outcome), None)
         if failed is None or failed.outcome is None:
             return None
         outcome, url = failed.outcome, self._make_url(failed.channel)
@@ -232,7 +232,7 @@ class _CurveClient(KernelClient):
             raise refusal
 
     def _sees_outputs(self) -> bool:
-        iopub = [one for one in self._handshakes if one.channel == "iopub"]
+        iopub = [handshake for handshake in self._handshakes if handshake.channel == "iopub"]
         if iopub:
             wait(iopub, _INTERVAL)
             return iopub[0].up

@@ -144,11 +144,11 @@ def wait(handshakes: Sequence[Handshake], timeout: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             break
-        zmq.select([one.monitor for one in waiting], [], [], timeout=left)
-        for one in waiting:
-            one.read()
-    for one in handshakes:
-        one.give_up()
+        zmq.select([handshake.monitor for handshake in waiting], [], [], timeout=left)
+        for handshake in waiting:
+            handshake.read()
+    for handshake in handshakes:
+        handshake.give_up()
 
 
 async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
@@ -156,11 +156,11 @@ async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while (waiting := _undecided(handshakes)) and time.monotonic() < deadline:
         await asyncio.sleep(_INTERVAL)
-        for one in waiting:
-            one.read()
-    for one in handshakes:
-        one.give_up()
+        for handshake in waiting:
+            handshake.read()
+    for handshake in handshakes:
+        handshake.give_up()
 
 
 def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
-    return [one for one in handshakes if not one.up and one.outcome is None]
+    return [handshake for handshake in handshakes if not handshake.up and handshake.outcome is None]

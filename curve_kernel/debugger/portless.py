@@ -144,9 +144,9 @@ class _AdapterStream:
             else:
                 pydevd_tracing.SetTrace(None)  # sys.settrace is a warning by now
             threading.settrace(None)
-            for one in (self._adapter, self._connection, connection):
-                if one is not None:
-                    one.close()
+            for end in (self._adapter, self._connection, connection):
+                if end is not None:
+                    end.close()
 
         os.register_at_fork(after_in_child=leave)
         return address
