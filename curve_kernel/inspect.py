@@ -30,10 +30,10 @@ _CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 
 @dataclass
 class KernelStatus:
-    """What was found out about one kernel.
+    """What was found out about a kernel.
 
     ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
-    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
+    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` where the port named none. ``further_ports`` are
     ports on which its process, a child of it or its debug adapter listens besides; nothing was sent
     to them.
     """
@@ -61,7 +61,7 @@ def find_connection_file(name: str) -> str:
     Raises
     ------
     CurveKernelError
-        If there is none, or it is in a folder that this user may not enter.
+        If it does not exist, or is in a folder that this user may not enter.
     """
     try:
         return str(jupyter_client.find_connection_file(name))
@@ -209,7 +209,7 @@ def _connections() -> list[Any]:
 
 
 def _listeners(connections: list[Any]) -> _Listeners:
-    """Return who listens, by port or path: process and address."""
+    """Return the listeners, process and address, by port or path."""
     found: _Listeners = {}
     for connection in connections:
         if connection.pid is None or not connection.laddr:

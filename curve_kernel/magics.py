@@ -21,7 +21,7 @@ from .access.monitor import Port
 
 __all__ = ["CurveMagics", "Report"]
 
-_ANYBODY = "any client that knows the server key"
+_ANY = "any client that knows the server key"
 _LISTED = "this kernel's manager, and the clients listed in {}"
 _PIPE = "pipe (forked children)"
 _UNKNOWN = "(not known yet)"
@@ -29,14 +29,14 @@ _COLUMNS, _CLIENT = 80, 20
 
 
 class Report:
-    """What ``%curve`` shows: every port, who is connected, who was rejected.
+    """What ``%curve`` shows: every port, the connected clients, the rejections.
 
     Parameters
     ----------
     server_key : str
         The kernel's public key, Z85.
     authorization : str
-        Who may connect, in words.
+        Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
     """
@@ -152,17 +152,17 @@ class CurveMagics(Magics):
 
     @line_magic
     def curve(self, _line: str) -> Report:
-        """Show what each port of this kernel speaks, who is connected, and who was rejected."""
+        """Show what each port of this kernel speaks, the connected clients, and the rejections."""
         shell: Any = self.shell
         app = shell.kernel.parent
         if app.client_authorization == "any":
-            authorization = _ANYBODY
+            authorization = _ANY
         else:
             folder, home = app.authorized_clients, str(Path.home())
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
         if app.access_problem:
-            authorization = f"nobody new: {app.access_problem}; restart the kernel"
+            authorization = f"no new client: {app.access_problem}; restart the kernel"
         return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic

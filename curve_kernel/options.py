@@ -37,7 +37,7 @@ __all__ = ["JSONConfigFile", "OptionLoader", "Options", "PyConfigFile"]
 _HELP = "see python -m curve_kernel --help-all"
 # What a text program makes of the two hyphens of an option that is copied from it.
 _DASHES = "-\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
-_SAYS_WHO_MAY_CONNECT = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
+_NAMES_ACCESS_OPTIONS = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
 # Classes that IPython or ipykernel imports only after the ports are open, or not at all in a kernel.
 _LATE_CLASSES = {
     "AutoreloadMagics": "IPython.extensions.autoreload",
@@ -272,7 +272,7 @@ class OptionLoader(KVArgParseConfigLoader):
 
 
 class PyConfigFile(ProfileAwareConfigLoader):
-    """A configuration file in Python, which must be read to its end if it says who may connect.
+    """A configuration file in Python, read to its end if it says which clients may connect.
 
     Traitlets logs the error, and goes on without the file.
     """
@@ -284,7 +284,7 @@ class PyConfigFile(ProfileAwareConfigLoader):
 
 
 class JSONConfigFile(JSONFileConfigLoader):
-    """A configuration file in JSON, which must be read to its end if it says who may connect."""
+    """A configuration file in JSON, read to its end if it says which clients may connect."""
 
     def load_config(self) -> Config:
         """Load the file."""
@@ -301,7 +301,7 @@ def _read_to_its_end(loader: PyConfigFile | JSONConfigFile) -> Iterator[None]:
     except Exception as error:
         path = Path(loader.full_filename)
         try:
-            unrelated = not _SAYS_WHO_MAY_CONNECT.search(path.read_text(errors="replace"))
+            unrelated = not _NAMES_ACCESS_OPTIONS.search(path.read_text(errors="replace"))
         except OSError:
             unrelated = False
         if unrelated:

@@ -1,4 +1,4 @@
-"""The table of connections, fed with what libzmq tells; it does no I/O of its own.
+"""The table of connections, fed with libzmq's events; it does no I/O.
 
 libzmq tells of each connection by its descriptor when it is accepted and when it ends; the ZAP request
 has the client's key and no descriptor; and a message has both the descriptor and the user id that ZAP
@@ -30,7 +30,7 @@ def user_id(number: int, peer: Peer) -> str:
 
 
 class Connections:
-    """Who is connected, as far as it is known for certain. Not thread-safe."""
+    """The connections, and the client of each as far as that is certain. Not thread-safe."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -37,16 +37,16 @@ __all__ = ["AsyncKernelClient", "BlockingKernelClient", "ThreadedKernelClient"]
 
 _TIMEOUT = 2.5
 _INTERVAL = 0.5
-"""Seconds between two looks whether the kernel still accepts this client, where one waits for it."""
-_HANG_UPS = 5
-"""A kernel that ends, or an ssh tunnel to one, hangs up too, though not on and on."""
+"""Seconds between two looks whether the kernel still accepts this client, while a call waits."""
+_DISCONNECTIONS = 5
+"""A kernel that ends, or an ssh tunnel to one, disconnects too, but not again and again."""
 
 
 class _CurveClient(KernelClient):
     """What the three clients share; mixed into jupyter_client's classes.
 
-    Once started, a client goes on watching its connections. No thread does it: whoever waits for the
-    kernel looks, twice a second.
+    Once started, a client goes on watching its connections. No thread does it: a call that waits
+    for the kernel looks at them twice a second.
     """
 
     client_keys = Instance(
@@ -183,7 +183,7 @@ class _CurveClient(KernelClient):
             if self._handshakes and self._refusal is None:
                 for handshake in self._handshakes:
                     handshake.read()
-                    if handshake.hang_ups >= _HANG_UPS:
+                    if handshake.disconnections >= _DISCONNECTIONS:
                         self._suspect(handshake)
                 self._refusal = self._find_refusal()
                 if self._refusal is not None:
@@ -201,13 +201,13 @@ class _CurveClient(KernelClient):
         return sum(handshake.connections for handshake in self._handshakes)
 
     def _suspect(self, handshake: Handshake) -> None:
-        """Tell another kernel from none: an ssh tunnel to a kernel that restarts hangs up, too."""
+        """Tell another kernel from none: an ssh tunnel to a kernel that restarts disconnects, too."""
         mechanism = _mechanism(self._make_url(handshake.channel))
         if mechanism not in ("CURVE", None):
             handshake.fail(NoCurveServerError)
         elif mechanism and handshake.suspected:
             handshake.fail(WrongServerKeyError)
-        handshake.suspected, handshake.hang_ups = bool(mechanism), 0
+        handshake.suspected, handshake.disconnections = bool(mechanism), 0
 
     def _find_refusal(self) -> ConnectionRefusedByKernelError | None:
         failed = next((handshake for handshake in self._handshakes if handshake.outcome), None)
@@ -215,7 +215,7 @@ class _CurveClient(KernelClient):
             return None
         outcome, url = failed.outcome, self._make_url(failed.channel)
         if outcome is WrongServerKeyError and (mechanism := _mechanism(url)) != "CURVE":
-            # Which side of a mismatch hangs up first is a matter of chance.
+            # Which side of a mismatch disconnects first is a matter of chance.
             outcome = NobodyThereError if mechanism is None else NoCurveServerError
         if outcome is KeyNotAuthorizedError and self._sees_outputs():
             outcome = ChannelNotForViewersError
@@ -292,7 +292,7 @@ class _CurveClient(KernelClient):
 
 
 def _mechanism(url: str) -> str | None:
-    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if there is none."""
+    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if none answers."""
     try:
         return read_mechanism(url, timeout=_INTERVAL)
     except OSError:
@@ -316,7 +316,7 @@ def _explain(
             "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
         ),
         WrongServerKeyError: (
-            f"the server at {url} hung up: it has not the server key in the connection file",
+            f"the server at {url} disconnected: it does not hold the secret key for the file's server key",
             "the kernel was started anew, or something else has its port: get its new connection file",
         ),
         NoCurveServerError: (
@@ -324,7 +324,7 @@ def _explain(
             "it is no encrypted kernel, and nothing was sent to it: see the connection file's ports",
         ),
         NobodyThereError: (
-            f"nobody answers at {url}",
+            f"no server answers at {url}",
             "see whether the kernel still runs, and whether its address can be reached from here",
         ),
     }
