@@ -59,8 +59,8 @@ class Limits(NamedTuple):
     handshakes : int
         Connections that may be in their handshake at the same time.
     connections : int
-        Connections after the handshake of clients that are not listed. A quarter of that for those whose
-        client is not known yet, and for the heartbeat.
+        Connections after the handshake of clients that are not listed. A quarter of that for those of
+        clients that are not known yet, and for the heartbeat.
     """
 
     handshake_timeout: float

@@ -209,7 +209,8 @@ class InstallApp(Command):
             metavar="MODE",
             choices=["any", "allowlist"],
             default="allowlist",
-            help="which clients may connect: listed ones (the default), or any with the connection file",
+            help="which clients may connect: those that are listed (allowlist, the default) or any that"
+            " has the connection file",
         )
         parser.add_argument(
             "--no-message-signing",

@@ -316,7 +316,8 @@ def _explain(
             "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
         ),
         WrongServerKeyError: (
-            f"the server at {url} disconnected: it does not hold the secret key for the file's server key",
+            f"the server at {url} closed the connection: it does not hold the secret key for this"
+            " connection file's server key",
             "the kernel was started anew, or something else has its port: get its new connection file",
         ),
         NoCurveServerError: (

@@ -93,7 +93,7 @@ def test_keygen(curve):
     )
     assert f"reject it at the next handshake: {old_key}\n" in out
     assert "connection that stands already goes on" in out
-    assert "Whoever else listed your old key" in out
+    assert "Others who listed your old key" in out
     assert str(curve / "identity.key") in out
     clients = run("clients")[1]
     assert clients.count("(you)") == 1
@@ -128,7 +128,7 @@ def test_pyzmqs_own_certificates_are_taken(curve, tmp_path):
 
 def test_authorize_revoke_clients(curve, tmp_path):
     certificate = colleague(tmp_path)
-    assert "Nobody is listed" in run("clients")[1]
+    assert "No client is listed" in run("clients")[1]
     for role in ("viewer", "owner", "viewer"):
         status, _, err = run("authorize", str(certificate), "--name", "vera", "--role", role)
         assert (status, err) == (0, "")

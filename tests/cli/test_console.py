@@ -227,7 +227,7 @@ def test_a_kernel_started_anew_with_other_keys(tmp_path, command):
         ports = [f"--{name}={info[f'{name}_port']}" for name in ("shell", "iopub", "control", "hb")]
         with headless(*ports, f"--stdin={info['stdin_port']}", file=file):
             wait_for("the end", lambda: "status 1" in terminal.screen(), 5)
-            assert "it has not the server key" in terminal.screen()
+            assert "it does not hold the secret key" in terminal.screen()
 
 
 BUSY = """
