@@ -19,7 +19,7 @@ ROLES = {"owner": "owners", "viewer": "viewers"}
 """Role to the name of its folder."""
 
 MANAGER = "manager"
-"""The name of whoever holds the kernel's own secret key."""
+"""The name of the client that holds the kernel's own secret key."""
 
 OWN_CLIENT = "kernel"
 """The name of the client inside the kernel, its debugger."""
@@ -73,12 +73,12 @@ class AuthorizedClients:
         self._warned: set[str] = set()
 
     def check(self) -> None:
-        """Make sure that only this user and root can add a client.
+        """Make sure that nobody but this user and root can add a client.
 
         Raises
         ------
         CurveKernelError
-            For a folder or a certificate that somebody else may write, or that can't be read.
+            For a folder or a certificate that another user may write, or that can't be read.
         """
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
@@ -184,7 +184,9 @@ def _exists(folder: Path) -> bool:
 def _certificates(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return sorted((one for one in found if one.name.endswith(".key")), key=lambda one: one.name)
+            return sorted(
+                (entry for entry in found if entry.name.endswith(".key")), key=lambda entry: entry.name
+            )
     except OSError as error:
         raise _unreadable("folder", folder, error) from None
 

@@ -1,4 +1,4 @@
-"""The table of connections, fed with what libzmq tells; it does no I/O of its own.
+"""The table of connections, fed with libzmq's events; it does no I/O.
 
 libzmq tells of each connection by its descriptor when it is accepted and when it ends; the ZAP request
 has the client's key and no descriptor; and a message has both the descriptor and the user id that ZAP
@@ -30,7 +30,7 @@ def user_id(number: int, peer: Peer) -> str:
 
 
 class Connections:
-    """Who is connected, as far as it is known for certain. Not thread-safe."""
+    """The connections, and the client of each as far as that is certain. Not thread-safe."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -155,7 +155,11 @@ class Connections:
 
     def _forget(self, channel: str) -> None:
         """Forget authorizations that were given before any connection that is in its handshake came."""
-        numbers = (one.number for one in self.handshaking.values() if one.channel == channel)
+        numbers = (
+            connection.number
+            for connection in self.handshaking.values()
+            if connection.channel == channel
+        )
         oldest = min(numbers, default=self.number - 1)
         authorized = self._authorized[channel]
         self._authorized[channel] = {n: peer for n, peer in authorized.items() if n > oldest}

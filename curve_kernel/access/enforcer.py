@@ -1,4 +1,4 @@
-"""Applies the limits: disconnects a connection that exceeds one, and tells the audit log why.
+"""Applies the limits: disconnects a connection that exceeds one, and logs why.
 
 All of it is called by the thread of `monitor`, with its lock held, except where it says otherwise.
 """
@@ -80,7 +80,7 @@ class Enforcer:
         self.client_is_known(connection)
 
     def client_is_known(self, connection: Connection) -> None:
-        """Apply the limits after the handshake, and again when it gets known whose connection it is."""
+        """Apply the limits after the handshake, and again when its client gets known."""
         if has_little_to_say(connection):
             self._budget(connection)
             self._check_budget(connection)
@@ -91,7 +91,7 @@ class Enforcer:
             self._disconnect(excess, Reason.CONNECTIONS)
 
     def ended(self, connection: Connection) -> None:
-        """Let go of a connection that ended, and log why its handshake failed, if it did."""
+        """Release a connection that ended, and log why its handshake failed, if it did."""
         self._unbudget(connection)
         failed = not connection.is_ready and not connection.is_disconnected
         if failed and not connection.has_got_ready(self._limits.handshake_timeout):
@@ -142,7 +142,7 @@ class Enforcer:
                 self._disconnect(connection, Reason.SLOW)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Release all connections."""
         for connection in self._connections:
             connection.release()
         self.epoll.close()

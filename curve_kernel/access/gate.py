@@ -1,4 +1,4 @@
-"""The one door: makes each socket a guarded CURVE server, before it binds."""
+"""The gate makes each socket a guarded CURVE server, before it binds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Gate:
         As they are configured; never more connections than the open files of this process leave room
         for.
     log : logging.Logger
-        For who was accepted and rejected.
+        For accepted and rejected clients.
     allow_any, open_heartbeat : bool
         See `zap.Policy`.
     message_sizes : mapping
@@ -94,7 +94,7 @@ class Gate:
         self._keys = None
 
     def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of whose connection a message came by; call it for each message's first frame."""
+        """Take note of the connection by which a message came; call it with each first frame."""
         self._monitor.heard(channel, frame)
 
     def published(self, size: int) -> None:
@@ -106,24 +106,24 @@ class Gate:
         self._monitor.on_ended(channel, callback)
 
     def ports(self) -> list[Port]:
-        """Return every guarded socket, as libzmq tells of it, and who is connected."""
+        """Return every guarded socket, as libzmq tells of it, with its connections."""
         return self._monitor.ports()
 
     @property
     def problem(self) -> str:
-        """Why nobody new is accepted, or empty."""
+        """Why no new client is accepted, or empty."""
         return self._monitor.problem
 
     def close(self) -> None:
-        """Accept nobody any more, and stop watching, before the sockets are closed."""
+        """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
 
 
 def _within_open_files(limits: Limits) -> Limits:
     """Make room for more open files, if that is allowed, and keep *limits* within what there is.
 
-    libzmq accepts faster than anybody can disconnect, and code must always be able to open a file. Each
-    connection takes two descriptors.
+    libzmq accepts faster than connections can be disconnected, and code must always be able to open a
+    file. Each connection takes two descriptors.
     """
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

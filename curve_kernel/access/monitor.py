@@ -3,10 +3,9 @@
 One thread does both, because the order counts: libzmq's I/O thread tells of a connection before it asks
 about it, and here each event is taken in before the request that may follow from it.
 
-What the thread uses is bound at import, and whatever goes wrong with one event, it goes on with the
-next: libzmq's I/O thread blocks, and with it the whole kernel, when nobody reads its monitors. If the
-thread can't go on all the same, it closes the ZAP sockets, so that nobody new is accepted, and goes on
-reading.
+What the thread uses is bound at import, and if handling an event fails, it goes on with the next:
+libzmq's I/O thread blocks, and with it the whole kernel, while its monitors are not read. If the thread
+can't go on all the same, it closes the ZAP sockets, so that no new client is accepted, and only reads.
 """
 
 from __future__ import annotations
@@ -78,12 +77,12 @@ class _Listener:
 
 
 class Monitor:
-    """Knows who is connected, answers ZAP requests, and disconnects what exceeds the limits.
+    """Follows the connections, answers ZAP requests, and has the limits applied.
 
     Parameters
     ----------
     policy : Policy
-        Decides who is accepted.
+        Decides which clients are accepted.
     limits : Limits
         For all sockets together.
     audit : AuditLog
@@ -97,7 +96,7 @@ class Monitor:
         self._audit = audit
         self._log = log
         self.problem = ""
-        """Why nobody new is accepted, or empty."""
+        """Why no new client is accepted, or empty."""
         self._lock = Lock()
         self._connections = Connections()
         self._enforcer = Enforcer(self._connections, limits, audit)
@@ -146,7 +145,7 @@ class Monitor:
         self._on_ended[channel] = callback
 
     def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of whose connection a message came by. Called for each message of a channel."""
+        """Take note of the connection by which a message came. Called for each message of a channel."""
         try:
             descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
         except zmq.ZMQError:
@@ -164,20 +163,28 @@ class Monitor:
             self._wake()
 
     def ports(self) -> list[Port]:
-        """Return the watched sockets as they are now, and who is connected to each."""
+        """Return the watched sockets as they are now, with their connections."""
         if self._thread.is_alive() and not self.problem:
             checked = Event()
             self._asked.append(checked)
             self._wake()
             checked.wait(1)
         with self._lock:
-            ready = [one for one in self._connections.ready.values() if not one.is_disconnected]
+            ready = [
+                connection
+                for connection in self._connections.ready.values()
+                if not connection.is_disconnected
+            ]
             return [
                 Port(
                     listener.channel,
                     listener.mechanism,
                     listener.endpoint,
-                    tuple(one.info() for one in ready if one.channel == listener.channel),
+                    tuple(
+                        connection.info()
+                        for connection in ready
+                        if connection.channel == listener.channel
+                    ),
                     self._audit.counts(listener.channel),
                 )
                 for listener in self._listeners.values()
@@ -189,7 +196,7 @@ class Monitor:
             return
         with self._lock:
             for listener in self._listeners.values():
-                # While somebody still reads: a monitor without a reader blocks the socket.
+                # While this thread still reads: a monitor without a reader blocks the socket.
                 if not listener.socket.closed:
                     listener.socket.disable_monitor()
         self._stopping = True
@@ -278,7 +285,7 @@ class Monitor:
                 self._log.error("The watch over connections goes on after an error: %s", problem)
 
     def _drain(self, listener: _Listener) -> None:
-        """Take in the events of *listener* that are there, up to a number that nobody can keep up."""
+        """Handle the events of *listener* that are there, but not endlessly during a flood."""
         for _ in range(1000):
             try:
                 frame, endpoint = listener.monitor.recv_multipart(zmq.NOBLOCK)
@@ -343,13 +350,13 @@ class Monitor:
             callback()
 
     def _only_drain(self) -> None:
-        """Accept nobody, and read libzmq's monitors, so that the kernel does not hang."""
+        """Accept no client, and read libzmq's monitors, so that the kernel does not hang."""
         for handler in self._handlers.values():
             if handler.zap_socket is not None:
                 handler.stop()
         if self.problem and self.problem not in self._reported:
             self._reported.add(self.problem)
-            self._log.critical("%s: nobody new can connect; restart the kernel", self.problem)
+            self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         listeners = list(self._listeners.values())
@@ -366,11 +373,11 @@ class Monitor:
                 except zmq.Again:
                     continue
 
-    # Thread: the one that forked, in the child
+    # Thread: the forking one, in the child
 
     def _leave_ports(self) -> None:
-        """Let go of listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(one.descriptor, one.inode) for one in self._listeners.values()]
+        """Close listeners and connections in a forked child, or they would outlive the kernel."""
+        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))

@@ -59,14 +59,16 @@ def find(name: str | None) -> str:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
         if Path(name).is_file():
             raise CurveKernelError(
-                f"connection file {name} belongs to another user, who could give you any kernel",
+                f"connection file {name} belongs to another user, who could lead you to any kernel",
                 f"if you trust its owner, name it with its folder: {Path(os.curdir, name).absolute()}",
             )
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
         kernels = inspect_kernels(files)
-        spoken = [{channel["mechanism"] for channel in one.channels.values()} for one in kernels]
-        running = [one.file for one, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke]
+        spoken = [{channel["mechanism"] for channel in kernel.channels.values()} for kernel in kernels]
+        running = [
+            kernel.file for kernel, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke
+        ]
         if not running:
             which = f"{len(files)} connection files" + (f" that fit {name}" if name else "")
             plain = " that encrypts" if any("NULL" in spoke for spoke in spoken) else ""
@@ -132,7 +134,7 @@ class _ExistingCommand(Command):
         Raises
         ------
         CurveKernelError
-            If there is no such file, or it is none.
+            If there is no such file, or it is not a connection file.
         """
         if options.name and options.existing and options.name != options.existing:
             raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
@@ -279,7 +281,7 @@ class WatchApp(_ExistingCommand):
                     printer.note("the kernel was restarted")
                 printer.show(message)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
-                # What a kernel sends is not to end who watches it.
+                # What a kernel sends must not end its watchers.
                 if "Invalid Signature" in str(error):
                     raise CurveKernelError(
                         f"the kernel signs its messages with another key than {path} has",
@@ -300,7 +302,7 @@ class WatchApp(_ExistingCommand):
 class _Printer:
     """Prints iopub messages."""
 
-    # What the kernel's user prints must not steer the terminal of whoever watches: of all control
+    # What the kernel's user prints must not steer the watcher's terminal: of all control
     # characters only those for text and color pass.
     _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
     _CONTROL = re.compile(r"(\x1b\[[0-9;:]*m)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -54,13 +54,13 @@ class ConsoleClient(BlockingKernelClient):
         return self.refusal is None and not self.restarted and not self.pulse.has_ended()
 
     def settled(self) -> bool:
-        """Look who is there; tell whether that is known."""
+        """Find out which process of the kernel is there; tell whether that is known."""
         if self.refusal is not None:
             return False
         control = self.control_channel
         if self.connected and self.connections != self._connections_seen:
             self._connections_seen, self._asked = self.connections, time.monotonic()
-            # libzmq subscribes again when somebody looks at the socket, and that has to come first.
+            # libzmq subscribes again when the socket is next used, and that has to come first.
             self.iopub_channel.msg_ready()
             control.send(self.session.msg("kernel_info_request", {}))
         while control.msg_ready():
@@ -86,7 +86,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
         super().__init__(**kwargs)
 
     def init_kernel_info(self) -> None:
-        """Wait for the kernel, and learn who it is."""
+        """Wait for the kernel, and learn which process it is."""
         super().init_kernel_info()
         while not self.client.settled() and self.client.refusal is None:
             time.sleep(0.01)
@@ -217,9 +217,9 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
             If one has not.
         """
         classes = {
-            one.__name__: one.class_traits(config=True)
-            for one in (*type(self).mro(), ZMQTerminalInteractiveShell)
-            if hasattr(one, "class_traits")
+            cls.__name__: cls.class_traits(config=True)
+            for cls in (*type(self).mro(), ZMQTerminalInteractiveShell)
+            if hasattr(cls, "class_traits")
         }
         known = [
             f"--{name}.{trait}"

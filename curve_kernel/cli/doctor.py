@@ -117,7 +117,7 @@ def _key_files() -> Iterator[Finding]:
         message = f"{len(listed)} client{'s are' if len(listed) > 1 else ' is'} listed in {folder}"
         if not listed:
             message = (
-                f"nobody is listed in {folder}: only their own managers can connect to your kernels"
+                f"no client is listed in {folder}: only their own managers can connect to your kernels"
             )
         yield Finding("key files", "ok", message)
         for line in skipped:

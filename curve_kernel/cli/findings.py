@@ -19,7 +19,7 @@ class Finding:
     """One line of ``doctor``.
 
     ``level`` is ``ok``, ``warning`` or ``failure``. ``command`` is what fixes it: a shell's command, or
-    its comment where there is none. It is empty for ``ok``.
+    its comment where no command does. It is empty for ``ok``.
     """
 
     check: str

@@ -121,7 +121,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     CurveKernelError
-        If the kernel class can't be imported or is none.
+        If the kernel class can't be imported or is not a kernel class.
     """
     spec = shipped_spec()
     arguments = [f"--CurveKernelApp.client_authorization={options.client_authorization}"]
@@ -209,7 +209,7 @@ class InstallApp(Command):
             metavar="MODE",
             choices=["any", "allowlist"],
             default="allowlist",
-            help="who may connect: allowlist (the default), or any client that has the connection file",
+            help="which clients may connect: listed ones (the default), or any with the connection file",
         )
         parser.add_argument(
             "--no-message-signing",

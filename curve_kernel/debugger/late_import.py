@@ -1,4 +1,4 @@
-"""debugpy, imported when somebody debugs and not before.
+"""debugpy, imported only when somebody debugs.
 
 It is a fifth of what a kernel imports, and most kernels are never debugged.
 """
@@ -105,12 +105,12 @@ def import_debugpy() -> list[str]:
 
 
 def _ignore_breakpoint(*_args: Any, **_kwargs: Any) -> None:
-    """Do what debugpy's ``sys.breakpointhook`` does while nobody debugs."""
+    """Do what debugpy's ``sys.breakpointhook`` does while no debugger is active."""
 
 
 def _unknown() -> str:
     version = importlib.metadata.version("debugpy")
-    return f"debugpy {version} would open a port for anybody, and it is not known how to stop it"
+    return f"debugpy {version} would open a port without encryption, and no way to prevent it is known"
 
 
 def _looks_as_needed(folder: str) -> bool:

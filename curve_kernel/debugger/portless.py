@@ -1,8 +1,8 @@
 """ipykernel's debugger, without a port.
 
 Upstream runs ``debugpy.listen`` in the kernel, which starts an adapter process with two loopback ports
-that ask nobody who they are. Here the same adapter is connected to the kernel and to the kernel's
-pydevd by pairs of sockets that nobody else has; see `adapter`. It answers as before.
+that accept every client. Here the same adapter is connected to the kernel and to the kernel's pydevd by
+pairs of sockets that no other process has; see `adapter`. It answers as before.
 
 debugpy is imported when the first request comes that needs it; see `late_import`.
 """
@@ -40,7 +40,7 @@ class _AdapterStream:
         self._adapter: stdlib_socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: stdlib_socket.socket | None = None
-        self.hung_up = asyncio.Event()
+        self.closed = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -55,7 +55,7 @@ class _AdapterStream:
         self.disconnect("")
         self._connection = self._pass_on("Client")
         self._decoder.reset()
-        self.hung_up.clear()
+        self.closed.clear()
         IOLoop.current().add_handler(self._connection, self._read, IOLoop.READ)
 
     def disconnect(self, _: str) -> None:
@@ -78,7 +78,7 @@ class _AdapterStream:
             self.on_recv(self._decoder.decode(data))
         else:
             self.disconnect("")
-            self.hung_up.set()
+            self.closed.set()
 
     def _pass_on(self, name: str) -> stdlib_socket.socket:
         """Give the adapter one end of a new pair of sockets, and return the other."""
@@ -112,7 +112,7 @@ class _AdapterStream:
         from debugpy.server import api
 
         if api.listen.called:
-            # By the user's own code, perhaps. pydevd would say nothing to a second one.
+            # By the user's own code, perhaps. pydevd would ignore a second call.
             raise RuntimeError("debugpy.listen() or connect() has already been called on this process")
         connection = self._pass_on("Server")
 
@@ -134,7 +134,7 @@ class _AdapterStream:
 
         def leave() -> None:
             # The threads that would resume a child from a breakpoint are not in it, and the adapter
-            # ends when nobody holds the other end of its connections.
+            # ends when no process holds the other end of its connections.
             import pydevd_tracing
 
             if getattr(pydevd_tracing, "PYDEVD_USE_SYS_MONITORING", False):
@@ -144,9 +144,9 @@ class _AdapterStream:
             else:
                 pydevd_tracing.SetTrace(None)  # sys.settrace is a warning by now
             threading.settrace(None)
-            for one in (self._adapter, self._connection, connection):
-                if one is not None:
-                    one.close()
+            for end in (self._adapter, self._connection, connection):
+                if end is not None:
+                    end.close()
 
         os.register_at_fork(after_in_child=leave)
         return address
@@ -186,14 +186,14 @@ class PortlessDebugger(debugger.Debugger):
     async def _forward_message(self, msg: dict[str, Any]) -> Any:
         """Ask the adapter, and wait no longer than it lives: control would be blocked for ever."""
         reply = asyncio.ensure_future(super()._forward_message(msg))
-        hung_up = asyncio.ensure_future(self._stream.hung_up.wait())
+        closed = asyncio.ensure_future(self._stream.closed.wait())
         try:
-            await asyncio.wait((reply, hung_up), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reply, closed), return_when=asyncio.FIRST_COMPLETED)
             if not reply.done():
                 raise ConnectionError(_ADAPTER_ENDED)
             return reply.result()
         finally:
-            hung_up.cancel()
+            closed.cancel()
             reply.cancel()
 
     def start(self) -> bool:
@@ -233,14 +233,14 @@ def install() -> str | None:
 
 
 def check(kernel: Any) -> str | None:
-    """Take the debugger away from a kernel that has another one than `PortlessDebugger`.
+    """Take the debugger away from a kernel whose debugger is not a `PortlessDebugger`.
 
     Returns
     -------
     str or None
-        Why there is none, if so.
+        Why the kernel has no debugger, if so.
     """
     if isinstance(getattr(kernel, "debugger", None), (PortlessDebugger, type(None))):
         return None
     debugger._is_debugpy_available = False
-    return f"{type(kernel).__name__} has a debugger of its own, which may open a port for anybody"
+    return f"{type(kernel).__name__} has a debugger of its own, which may open a plaintext port"

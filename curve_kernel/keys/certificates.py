@@ -7,7 +7,7 @@ They live in the folder ``curve`` of Jupyter's configuration folder, in pyzmq's 
     owners/NAME.key      clients that may use every channel
     viewers/NAME.key     clients that may use iopub and hb only
 
-The folder is the role: ``ls`` shows who may do what.
+The folder is the role: ``ls`` shows the role of each client.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
 
 
 def load_identity(folder: Path | None = None) -> KeyPair | None:
-    """Return this user's client key pair, or None if there is none yet.
+    """Return this user's client key pair, or None if it has not been made yet.
 
     Raises
     ------

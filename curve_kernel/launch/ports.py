@@ -1,4 +1,4 @@
-"""Ports before a kernel has bound them: are they free, and who holds them meanwhile."""
+"""Ports before a kernel has bound them: whether they are free, and how they are held until then."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         url = km._make_url("control")
-        # Not the manager's: who shuts it down meanwhile would wait for a socket that it does not know.
+        # Not the manager's: a shutdown meanwhile would wait for a socket that it does not know.
         context: zmq.Context[Any]
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
