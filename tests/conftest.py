@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# A job in the background ignores these, and so would every process that a test starts and ends with them.
+# A job in the background ignores these, and so would every process that a test ends with one of them.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
