@@ -131,6 +131,7 @@ MEANT: dict[str, set[str]] = {
     "StatusApp": {"name"},
     "StrictApplication": {
         "_create_loader",
+        "connection_file",
         "json_config_loader_class",
         "load_config_file",
         "parse_command_line",
