@@ -25,7 +25,7 @@ _ANY = "any client that knows the server key"
 _LISTED = "this kernel's manager, and the clients listed in {}"
 _PIPE = "pipe (forked children)"
 _UNKNOWN = "(not known yet)"
-_COLUMNS, _CLIENT = 80, 20
+_COLUMNS, _CLIENT = 80, 12
 
 
 class Report:

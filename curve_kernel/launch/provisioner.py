@@ -276,7 +276,7 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
 def _require_jupyter_client() -> None:
     # pip warns and goes on, where another package wants an older one.
     if jupyter_client.version_info < (8, 9):
-        raise StartError(
+        raise CurveKernelError(
             f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",

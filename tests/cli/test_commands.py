@@ -249,7 +249,7 @@ def test_curve_magic_fits_into_80_columns(curve):
         assert f"Server key: {info['curve_publickey']}" in screen
         assert re.search(r"^shell +tcp://127.0.0.1:\d+ +CURVE +\d +\d$", screen, re.MULTILINE), screen
         assert re.search(r"^pipe \(forked children\) +tcp://127.0.0.1:\d+ +CURVE +0 +0$", screen, re.M)
-        rows = re.findall(r"^\S{19}… +anybody +shell, .* 127.0.0.1 +\d\d:\d\d:\d\d$", screen, re.M)
+        rows = re.findall(r"^\S{11}… +any +shell, .* 127.0.0.1 +\d\d:\d\d:\d\d$", screen, re.M)
         assert len(rows) == 1, screen
         assert load_identity(curve).public_key.decode() in screen
 
