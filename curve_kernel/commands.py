@@ -1,4 +1,4 @@
-"""The command line's words: its commands and its help, kept apart so that both show at once.
+"""The commands and the help text, in a module of their own so that both are shown at once.
 
 Importing ipykernel takes most of a second on a slow machine, and neither needs it.
 """
@@ -21,7 +21,7 @@ COMMANDS = {
     "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
     "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
     "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
-    "clients": ("curve_kernel.cli.clients.ClientsApp", "show who may connect"),
+    "clients": ("curve_kernel.cli.clients.ClientsApp", "show which clients may connect"),
     "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
     "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
     "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
@@ -30,8 +30,8 @@ COMMANDS = {
 
 _OPTIONS = """\
   -f FILE                      the connection file; ports that it does not name are free ones
-  --client-authorization=MODE  who may connect: any (whoever has the connection file, the default)
-                               or allowlist (only the clients that `clients` shows)
+  --client-authorization=MODE  which clients may connect: any that has the connection file (any, the
+                               default) or only those that `clients` shows (allowlist)
   --allowlist                  the same as --client-authorization=allowlist
   --ip=ADDRESS                 the address to listen on; 127.0.0.1 by default
   --log-level=LEVEL            INFO tells of each accepted client too

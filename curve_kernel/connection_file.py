@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from jupyter_client.connect import port_names
+from traitlets.utils import filefind
 
 from . import files
 from .errors import CurveKernelError
 
-__all__ = ["check", "check_ended", "is_from_kernel", "origin", "read", "update", "write"]
-
-_CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
+__all__ = ["check", "create_folder", "find", "is_from_kernel", "origin", "read", "update", "write"]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,6 +71,43 @@ def check(path: str | os.PathLike[str]) -> None:
         raise _not_written(path, error) from None
 
 
+def find(name: str, folder: str) -> str | None:
+    """Return the path of the connection file *name*, here or in *folder*, or None if there is none.
+
+    Raises
+    ------
+    CurveKernelError
+        If what has that name is no file.
+    """
+    try:
+        if os.path.lexists(name) and not Path(name).is_file():
+            read(name)  # a folder or so is not passed over for another file
+        return str(filefind(name, [".", folder]))
+    except OSError:
+        return None
+
+
+def create_folder(path: str | os.PathLike[str]) -> None:
+    """Make the folder for a new connection file at *path*, where there must be nothing yet.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be made, or *path* can't be the name of a file.
+    """
+    if os.path.lexists(path):
+        read(path)
+    try:
+        Path(path).parent.mkdir(mode=0o700, exist_ok=True, parents=True)
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).stat()  # its name may be too long
+    except OSError as error:
+        raise CurveKernelError(
+            f"connection file {os.fspath(path)} can't be made: {error.strerror}",
+            "name a connection file in a folder that you can write",
+        ) from None
+
+
 def _not_written(path: str | os.PathLike[str], error: OSError) -> CurveKernelError:
     return CurveKernelError(
         f"connection file {os.fspath(path)} can't be written: {error.strerror}",
@@ -113,43 +153,5 @@ def is_from_kernel(path: str | os.PathLike[str], info: Mapping[str, Any]) -> boo
         and info.get("hostname", socket.gethostname()) == socket.gethostname()
         and "curve_publickey" in info
         and "curve_secretkey" not in info
-        and all(isinstance(info.get(f"{name}_port"), int) for name in _CHANNELS)
-        and all(info[f"{name}_port"] > 0 for name in _CHANNELS)
+        and all(isinstance(info.get(name), int) and info[name] > 0 for name in port_names)
     )
-
-
-def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
-    """Make sure that the kernel that made the connection file at *path* has ended.
-
-    Raises
-    ------
-    CurveKernelError
-        If somebody holds one of its ports, or that can't be told.
-    """
-    for name in _CHANNELS:
-        try:
-            free = _is_free(info, info[f"{name}_port"])
-        except (OSError, OverflowError, TypeError, KeyError):
-            free = False
-        if not free:
-            raise CurveKernelError(
-                f"connection file {os.fspath(path)} belongs to a kernel that may be running:"
-                f" its {name} port is in use, or not of this machine",
-                "connect to it with python -m curve_kernel console --existing, or name another file",
-            )
-
-
-def _is_free(info: Mapping[str, Any], port: int) -> bool:
-    if info.get("transport") == "ipc":
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(1)
-            try:
-                peer.connect(f"{info['ip']}-{port}")
-            except (FileNotFoundError, ConnectionRefusedError):
-                return True
-            return False
-    with socket.socket() as probe:
-        # A port whose last connection is still closing counts as free, one with a listener does not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((info["ip"], port))
-        return True

@@ -1,9 +1,9 @@
-"""The terminal's voice: every message that ends a command or a start goes through here.
+"""Every message that ends a command or a start goes through here.
 
-An error is two lines on standard error, lower case, with no full stop and no traceback::
+An error is one line or two on standard error, lower case, with no full stop and no traceback::
 
     curve_kernel: error: what is wrong
-    curve_kernel: hint: what to do about it
+    curve_kernel: hint: what to do about it, where that does not go without saying
 
 Neither line ever holds a secret key, nor the text that was given in place of one.
 """
@@ -18,29 +18,30 @@ __all__ = ["CurveKernelError", "fail", "suggest"]
 
 
 class CurveKernelError(Exception):
-    """Something that a user, a file or the network caused, and that a user can mend.
+    """Something that a user, a file or the network caused, and that a user can fix.
 
     Parameters
     ----------
     message : str
         What is wrong, one line.
-    hint : str
+    hint : str, optional
         What to do about it, one line.
     """
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}"
+        return "; ".join(filter(None, (self.message, self.hint)))
 
 
 def fail(error: CurveKernelError) -> NoReturn:
-    """Print the two lines of *error* on standard error and leave with status 1."""
+    """Print *error* on standard error and leave with status 1."""
     for kind, text in (("error", error.message), ("hint", error.hint)):
-        print(f"curve_kernel: {kind}: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
+        if text:
+            print(f"curve_kernel: {kind}: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
     sys.exit(1)
 
 

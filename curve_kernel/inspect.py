@@ -13,6 +13,7 @@ from typing import Any
 
 import jupyter_client
 import psutil
+from jupyter_client.connect import port_names
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
@@ -21,7 +22,6 @@ from .wire import read_mechanism
 
 __all__ = ["KernelStatus", "find_connection_file", "inspect_kernels", "short_names"]
 
-_CHANNELS = ("shell", "control", "stdin", "iopub", "hb")
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
 _SHORT = 8
@@ -30,10 +30,10 @@ _CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 
 @dataclass
 class KernelStatus:
-    """What was found out about one kernel.
+    """What was found out about a kernel.
 
     ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
-    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` for one that said none. ``further_ports`` are
+    PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` where the port named none. ``further_ports`` are
     ports on which its process, a child of it or its debug adapter listens besides; nothing was sent
     to them.
     """
@@ -61,7 +61,7 @@ def find_connection_file(name: str) -> str:
     Raises
     ------
     CurveKernelError
-        If there is none, or it is in a folder that this user may not enter.
+        If it does not exist, or is in a folder that this user may not enter.
     """
     try:
         return str(jupyter_client.find_connection_file(name))
@@ -103,7 +103,11 @@ def _short_name(name: str, there: Sequence[str]) -> str:
     for length in range(min(len(own), _SHORT), len(own) + 1):
         part = own[:length]
         # jupyter_client looks for it as a pattern.
-        if part and not set(part) & set("*?[") and not any(part in one for one in there if one != name):
+        if (
+            part
+            and not set(part) & set("*?[")
+            and not any(part in other for other in there if other != name)
+        ):
             return part
     return name
 
@@ -130,7 +134,7 @@ def inspect_kernels(paths: Sequence[str]) -> list[KernelStatus]:
     listeners = _listeners(connections)
     for kernel in kernels:
         if kernel.channels:
-            kernel.verdict = _verdict([one["mechanism"] for one in kernel.channels.values()])
+            kernel.verdict = _verdict([channel["mechanism"] for channel in kernel.channels.values()])
             if kernel.verdict != "dead":
                 _find_process(kernel, connections, listeners)
     return kernels
@@ -142,8 +146,8 @@ def _read(path: str) -> KernelStatus:
         info = connection_file.read(path)
         kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
         kernel.channels = {
-            name: {"endpoint": _endpoint(info, int(info[f"{name}_port"])), "mechanism": ""}
-            for name in _CHANNELS
+            name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
+            for name in port_names
         }
     except CurveKernelError as error:
         kernel.problem = error.message
@@ -205,20 +209,22 @@ def _connections() -> list[Any]:
 
 
 def _listeners(connections: list[Any]) -> _Listeners:
-    """Return who listens, by port or path: process and address."""
+    """Return the listeners, process and address, by port or path."""
     found: _Listeners = {}
-    for one in connections:
-        if one.pid is None or not one.laddr:
+    for connection in connections:
+        if connection.pid is None or not connection.laddr:
             continue
-        if isinstance(one.laddr, str):
-            found.setdefault(one.laddr, []).append((one.pid, one.laddr))
-        elif one.status == psutil.CONN_LISTEN:
-            found.setdefault(str(one.laddr.port), []).append((one.pid, one.laddr.ip))
+        if isinstance(connection.laddr, str):
+            found.setdefault(connection.laddr, []).append((connection.pid, connection.laddr))
+        elif connection.status == psutil.CONN_LISTEN:
+            found.setdefault(str(connection.laddr.port), []).append(
+                (connection.pid, connection.laddr.ip)
+            )
     return found
 
 
 def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _Listeners) -> None:
-    own = [_port_or_path(one["endpoint"]) for one in kernel.channels.values()]
+    own = [_port_or_path(channel["endpoint"]) for channel in kernel.channels.values()]
     if kernel.channels["shell"]["endpoint"].startswith("tcp://") and not _is_local(kernel):
         return
     pids = {pid for place in own for pid, _ in listeners.get(place, ())}
@@ -230,10 +236,14 @@ def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _List
     if not processes:
         return
     # The oldest: forked children hold the same ports.
-    created, process = min(processes, key=lambda one: one[0])
+    created, process = min(processes, key=lambda started: started[0])
     kernel.pid = process.pid
     kernel.since = datetime.fromtimestamp(created, timezone.utc).astimezone()
-    remotes = {one.raddr for one in connections if one.pid == process.pid and one.raddr}
+    remotes = {
+        connection.raddr
+        for connection in connections
+        if connection.pid == process.pid and connection.raddr
+    }
     family = {process.pid} | _debug_adapters(remotes, listeners)
     with contextlib.suppress(psutil.Error):
         family |= {child.pid for child in process.children(recursive=True)}

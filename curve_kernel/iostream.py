@@ -21,7 +21,7 @@ from . import sockets
 from .access.gate import Gate
 from .keys import KeyPair
 
-__all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper"]
+__all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper", "XPubContext"]
 
 # How many subscribers are welcomed in a second.
 _WELCOMES = 50
@@ -37,8 +37,8 @@ class CurveIOPubThread(IOPubThread):
     """An iopub thread whose pipe for forked children is encrypted.
 
     Upstream binds it as a plaintext PULL socket on a loopback port. Here it has key pairs of its own,
-    made for this process and told to nobody: only a forked child, which inherits them, knows the
-    server key without which there is no handshake.
+    made for this process and stored nowhere: only a forked child, which inherits them, knows the
+    server key without which no handshake succeeds.
     """
 
     def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
@@ -73,9 +73,9 @@ class CurveIOPubThread(IOPubThread):
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def _handle_subscription(self, frames: list[zmq.Frame]) -> None:
-        """Learn who subscribes, and welcome who subscribes to everything, as ipykernel does since 7.2.
+        """Tell the gate of a subscriber, and welcome it to all topics, as ipykernel does since 7.2.
 
-        A welcome goes to everybody, so it says nothing that a subscriber has chosen.
+        Every subscriber gets each welcome, so it contains nothing that a client has chosen.
         """
         self._gate.heard("iopub", frames[0])
         second = int(time.monotonic())
@@ -103,8 +103,8 @@ class CurveIOPubThread(IOPubThread):
 class CurveOutStream(OutStream):
     """Standard output or standard error, whose long text is published in pieces of whole lines.
 
-    libzmq encrypts and decrypts a message as a whole. In pieces one is written, the one before it
-    encrypted, and the one before that read, all at the same time.
+    libzmq encrypts and decrypts a message as a whole. In pieces, writing, encrypting and
+    reading overlap.
     """
 
     def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
@@ -119,8 +119,20 @@ class CurveOutStream(OutStream):
             yield parent, text[start:]
 
 
+class XPubContext:
+    """A context that makes XPUB sockets in place of PUB sockets, which tell of no subscriber."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+
+    def socket(self, kind: int) -> zmq.Socket[Any]:
+        """Make a socket of the context's own."""
+        made: zmq.Socket[Any] = self._context.socket(zmq.XPUB if kind == zmq.PUB else kind)
+        return made
+
+
 class HeardStream(ZMQStream):
-    """A stream of shell or control, which tells the gate whose connection each message came by.
+    """A stream of shell or control, which tells the gate by which connection each message came.
 
     Parameters
     ----------
@@ -157,11 +169,11 @@ class HeardStream(ZMQStream):
 
 
 class StdinReaper:
-    """Lets go of what libzmq holds for clients of stdin that have left.
+    """Releases what libzmq holds for clients of stdin that have left.
 
-    libzmq takes a connection's queues (35 KiB) apart when its socket is next used, and nobody uses
-    stdin until a cell asks for input. A socket is for one thread at a time, and any thread of a cell
-    may ask, so while a thread asks nothing is done here.
+    libzmq releases a connection's queues (35 KiB) when its socket is next used, and stdin is not used
+    until a cell asks for input. A socket is for one thread at a time, and any thread of a cell may ask,
+    so nothing is released here while a thread asks.
     """
 
     def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:

@@ -21,22 +21,22 @@ from .access.monitor import Port
 
 __all__ = ["CurveMagics", "Report"]
 
-_ANYBODY = "any client that knows the server key"
+_ANY = "any client that knows the server key"
 _LISTED = "this kernel's manager, and the clients listed in {}"
 _PIPE = "pipe (forked children)"
 _UNKNOWN = "(not known yet)"
-_COLUMNS, _CLIENT = 80, 20
+_COLUMNS, _CLIENT = 80, 12
 
 
 class Report:
-    """What ``%curve`` shows: every port, who is connected, who was rejected.
+    """What ``%curve`` shows: every port, the connected clients, the rejections.
 
     Parameters
     ----------
     server_key : str
         The kernel's public key, Z85.
     authorization : str
-        Who may connect, in words.
+        Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
     """
@@ -57,7 +57,12 @@ class Report:
     @property
     def connections(self) -> list[ConnectionInfo]:
         """The connections of clients."""
-        return [one for port in self.ports for one in port.connections if port.channel != "pipe"]
+        return [
+            connection
+            for port in self.ports
+            for connection in port.connections
+            if port.channel != "pipe"
+        ]
 
     def tables(self) -> list[list[list[str]]]:
         """Return the tables, each with its heading as the first row."""
@@ -126,15 +131,15 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
 
 def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     clients: dict[tuple[str, str, str], list[ConnectionInfo]] = {}
-    for one in connections:
-        unnamed = {"any": one.public_key, OWN_CLIENT: "its debugger"}
-        client = one.name or unnamed.get(one.role, one.role) or _UNKNOWN
-        clients.setdefault((client, one.role, one.address), []).append(one)
+    for connection in connections:
+        unnamed = {"any": connection.public_key, OWN_CLIENT: "its debugger"}
+        client = connection.name or unnamed.get(connection.role, connection.role) or _UNKNOWN
+        clients.setdefault((client, connection.role, connection.address), []).append(connection)
     rows = []
-    for (client, role, address), ones in clients.items():
-        counts = Counter(one.channel for one in ones)
+    for (client, role, address), group in clients.items():
+        counts = Counter(connection.channel for connection in group)
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
-        since = min(one.since for one in ones if one.since)
+        since = min(connection.since for connection in group if connection.since)
         today = since.date() == datetime.now(since.tzinfo).date()
         shown = f"{since:%H:%M:%S}" if today else f"{since:%m-%d %H:%M}"
         rows.append([client, role, ", ".join(channels), address, shown])
@@ -147,17 +152,17 @@ class CurveMagics(Magics):
 
     @line_magic
     def curve(self, _line: str) -> Report:
-        """Show what each port of this kernel speaks, who is connected, and who was rejected."""
+        """Show what each port of this kernel speaks, the connected clients, and the rejections."""
         shell: Any = self.shell
         app = shell.kernel.parent
         if app.client_authorization == "any":
-            authorization = _ANYBODY
+            authorization = _ANY
         else:
             folder, home = app.authorized_clients, str(Path.home())
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
         if app.access_problem:
-            authorization = f"nobody new: {app.access_problem}; restart the kernel"
+            authorization = f"no new client: {app.access_problem}; restart the kernel"
         return Report(app.server_key.decode(), authorization, app.bound_ports())
 
     @line_magic

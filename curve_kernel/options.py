@@ -37,7 +37,7 @@ __all__ = ["JSONConfigFile", "OptionLoader", "Options", "PyConfigFile"]
 _HELP = "see python -m curve_kernel --help-all"
 # What a text program makes of the two hyphens of an option that is copied from it.
 _DASHES = "-\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
-_SAYS_WHO_MAY_CONNECT = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
+_NAMES_ACCESS_OPTIONS = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
 # Classes that IPython or ipykernel imports only after the ports are open, or not at all in a kernel.
 _LATE_CLASSES = {
     "AutoreloadMagics": "IPython.extensions.autoreload",
@@ -71,9 +71,9 @@ class Options:
         self._app, self._base, self._class = app, base, type(app)
         self._traits = set(self._class.class_trait_names(config=True))
         self._sections = set(self._class.section_names())
-        own = [one for one in self._class.mro() if issubclass(one, base)]
-        self._own_sections = {one.__name__ for one in own}
-        self._own = {name for one in own for name in one.class_own_traits(config=True)}
+        own = [cls for cls in self._class.mro() if issubclass(cls, base)]
+        self._own_sections = {cls.__name__ for cls in own}
+        self._own = {name for cls in own for name in cls.class_own_traits(config=True)}
 
     def check_words(self, words: Sequence[str], known: Iterable[str]) -> None:
         """Check the options among *words*, as far as that can be done before anything is loaded.
@@ -158,7 +158,7 @@ class Options:
         if sections[-1] in _LATE_CLASSES and sections[-1] not in classes:
             return  # it is not installed
         section = suggest(sections[-1], classes) or ""
-        traits = {name for one in classes.get(section, ()) for name in _config_traits(one)}
+        traits = {name for cls in classes.get(section, ()) for name in _config_traits(cls)}
         closest = suggest(trait, traits)
         raise _unknown(name, closest and f"--{section}.{closest}")
 
@@ -173,10 +173,10 @@ class Options:
             return False
         # An application has no parent, so nothing stands before it.
         return any(
-            trait in _config_traits(one)
+            trait in _config_traits(cls)
             for parent in classes[sections[-1]]
-            for one in _with_subclasses(parent)
-            if not issubclass(self._class, one) and not issubclass(one, self._base)
+            for cls in _with_subclasses(parent)
+            if not issubclass(self._class, cls) and not issubclass(cls, self._base)
         )
 
     def _as_option(self, name: str) -> str:
@@ -204,22 +204,22 @@ def _paths(config: Config, *sections: str) -> Iterator[list[str]]:
             yield [*sections, name]
 
 
-def _with_subclasses(one: type[Configurable]) -> Iterator[type[Configurable]]:
-    yield one
-    for subclass in one.__subclasses__():
+def _with_subclasses(cls: type[Configurable]) -> Iterator[type[Configurable]]:
+    yield cls
+    for subclass in cls.__subclasses__():
         yield from _with_subclasses(subclass)
 
 
 def _classes() -> dict[str, list[type[Configurable]]]:
     """Return the classes that are loaded and have options, by name."""
     found: dict[str, list[type[Configurable]]] = {}
-    for one in _with_subclasses(Configurable):
-        found.setdefault(one.__name__, []).append(one)
+    for cls in _with_subclasses(Configurable):
+        found.setdefault(cls.__name__, []).append(cls)
     return found
 
 
-def _config_traits(one: type[Configurable]) -> list[str]:
-    return one.class_trait_names(config=True)
+def _config_traits(cls: type[Configurable]) -> list[str]:
+    return cls.class_trait_names(config=True)
 
 
 _StockParser: Any = KVArgParseConfigLoader.parser_class
@@ -258,7 +258,7 @@ class OptionLoader(KVArgParseConfigLoader):
             If there is a word in it that would have no effect.
         """
         names = [*self.aliases, *self.flags]
-        known = [name for one in names for name in (one if isinstance(one, tuple) else (one,))]
+        known = [name for alias in names for name in (alias if isinstance(alias, tuple) else (alias,))]
         self._options.check_words(self.argv, known)
         try:
             config = super().load_config(*args, **kwargs)
@@ -272,7 +272,7 @@ class OptionLoader(KVArgParseConfigLoader):
 
 
 class PyConfigFile(ProfileAwareConfigLoader):
-    """A configuration file in Python, which must be read to its end if it says who may connect.
+    """A configuration file in Python, read to its end if it says which clients may connect.
 
     Traitlets logs the error, and goes on without the file.
     """
@@ -284,7 +284,7 @@ class PyConfigFile(ProfileAwareConfigLoader):
 
 
 class JSONConfigFile(JSONFileConfigLoader):
-    """A configuration file in JSON, which must be read to its end if it says who may connect."""
+    """A configuration file in JSON, read to its end if it says which clients may connect."""
 
     def load_config(self) -> Config:
         """Load the file."""
@@ -301,7 +301,7 @@ def _read_to_its_end(loader: PyConfigFile | JSONConfigFile) -> Iterator[None]:
     except Exception as error:
         path = Path(loader.full_filename)
         try:
-            unrelated = not _SAYS_WHO_MAY_CONNECT.search(path.read_text(errors="replace"))
+            unrelated = not _NAMES_ACCESS_OPTIONS.search(path.read_text(errors="replace"))
         except OSError:
             unrelated = False
         if unrelated:

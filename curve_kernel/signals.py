@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-__all__ = ["call_at_end"]
+__all__ = ["call_at_end", "what_ends_it"]
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -54,3 +54,15 @@ def call_at_end(function: Callable[[], None]) -> None:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, end)
         os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
+def what_ends_it() -> str:
+    """Say how this kernel can be ended, and how it outlives its terminal."""
+    process = os.getpid()
+    text = f"The kernel, process {process}, ends on Ctrl-\\ or `kill {process}`"
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        text += (
+            ",\nand with this terminal (SIGHUP). To keep it, start it in tmux, or with nohup or"
+            " setsid: see docs/remote.md"
+        )
+    return text

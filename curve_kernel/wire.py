@@ -9,7 +9,7 @@ import time
 __all__ = ["read_mechanism"]
 
 # https://rfc.zeromq.org/spec/23/: signature, major version. libzmq answers these eleven bytes with its
-# whole greeting; after a whole greeting of another mechanism a CURVE server would hang up first.
+# whole greeting; after a whole greeting of another mechanism a CURVE server would disconnect first.
 _OPENING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03"
 _GREETING_SIZE = 64
 _MECHANISM = re.compile(rb"[A-Z0-9_.+-]{1,20}")
@@ -35,7 +35,7 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
     TimeoutError
         If it accepts and says too little.
     ConnectionError, OSError
-        If there is nobody, or it hangs up.
+        If no server answers, or it disconnects.
     ValueError
         If what it says is no ZMTP 3 greeting.
     """
@@ -52,7 +52,7 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
             peer.settimeout(max(deadline - time.monotonic(), 0.001))
             chunk = peer.recv(_GREETING_SIZE - len(greeting))
             if not chunk:
-                raise ConnectionError(f"{endpoint} hung up after {len(greeting)} bytes")
+                raise ConnectionError(f"{endpoint} disconnected after {len(greeting)} bytes")
             greeting += chunk
             if not greeting.startswith(b"\xff"):
                 raise ValueError(f"{endpoint} does not speak ZMTP")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# A job in the background ignores SIGINT, and so would every process that a test starts and interrupts.
+# A job in the background ignores these, and so would every process that a test ends with one of them.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

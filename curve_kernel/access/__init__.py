@@ -1,1 +1,1 @@
-"""What a bound port lets in."""
+"""Which clients a bound port accepts."""

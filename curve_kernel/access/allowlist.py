@@ -19,7 +19,7 @@ ROLES = {"owner": "owners", "viewer": "viewers"}
 """Role to the name of its folder."""
 
 MANAGER = "manager"
-"""The name of whoever holds the kernel's own secret key."""
+"""The name of the client that holds the kernel's own secret key."""
 
 OWN_CLIENT = "kernel"
 """The name of the client inside the kernel, its debugger."""
@@ -73,12 +73,12 @@ class AuthorizedClients:
         self._warned: set[str] = set()
 
     def check(self) -> None:
-        """Make sure that only this user and root can add a client.
+        """Make sure that nobody but this user and root can add a client.
 
         Raises
         ------
         CurveKernelError
-            For a folder or a certificate that somebody else may write, or that can't be read.
+            For a folder or a certificate that another user may write, or that can't be read.
         """
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
@@ -130,11 +130,7 @@ class AuthorizedClients:
             try:
                 client = self._load(role, entry, entry.stat())
             except OSError as error:
-                self._skip(
-                    CurveKernelError(
-                        f"certificate {entry.path} can't be read: {error.strerror}", "mend it"
-                    )
-                )
+                self._skip(_unreadable("certificate", entry.path, error))
                 continue
             if client is not None:
                 if role == "owner":
@@ -188,10 +184,15 @@ def _exists(folder: Path) -> bool:
 def _certificates(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
-            return sorted((one for one in found if one.name.endswith(".key")), key=lambda one: one.name)
+            return sorted(
+                (entry for entry in found if entry.name.endswith(".key")), key=lambda entry: entry.name
+            )
     except OSError as error:
-        message = f"folder {folder} can't be read: {error.strerror}"
-        raise CurveKernelError(message, "mend it") from None
+        raise _unreadable("folder", folder, error) from None
+
+
+def _unreadable(kind: str, path: object, error: OSError) -> CurveKernelError:
+    return CurveKernelError(f"{kind} {path} can't be read: {error.strerror}")
 
 
 def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
@@ -199,7 +200,7 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
     try:
         status = file.stat()
     except OSError as error:
-        return CurveKernelError(f"{path} can't be read: {error.strerror}", "mend or remove it")
+        return CurveKernelError(f"{path} can't be read: {error.strerror}")
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "certificate"
     if status.st_mode & _OPEN_TO_OTHERS:
         return CurveKernelError(
@@ -207,5 +208,5 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
             f"look at what is in it, then: chmod go-w {shlex.quote(path)}",
         )
     if status.st_uid not in (0, os.geteuid()):
-        return CurveKernelError(f"{kind} {path} belongs to another user", "own it or remove it")
+        return CurveKernelError(f"{kind} {path} belongs to another user")
     return None

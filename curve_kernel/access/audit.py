@@ -1,4 +1,4 @@
-"""A log of who was accepted and who was rejected."""
+"""A log of the clients that were accepted and rejected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reason(str, Enum):
 
 
 class AuditLog:
-    """Says who was accepted and who was rejected, in a bounded number of lines.
+    """Logs the clients that were accepted and rejected, in a bounded number of lines.
 
     What exceeds the bound is counted, and the counts are logged when the period is over. An owner that
     was accepted always has a line.

@@ -1,4 +1,4 @@
-"""One accepted connection: who holds the other end, and what the operating system counts of it.
+"""An accepted connection: its peer, and what the operating system counts of it.
 
 Everything here is bound at import, since code in a cell may replace what `socket`, `os` and `time`
 hold.
@@ -36,8 +36,8 @@ __all__ = [
     "ConnectionInfo",
     "Peer",
     "name_of",
-    "nobody",
     "open_socket",
+    "unknown",
 ]
 
 UNKNOWN_ADDRESS = "an unknown address"
@@ -46,7 +46,7 @@ UNKNOWN_ADDRESS = "an unknown address"
 # without the server key.
 _HELLO_SENT = 64 + 202
 # What a server has sent with its greeting, WELCOME and ERROR, as a client gets it that ZAP rejects.
-# READY is longer, so who has acknowledged more has got READY.
+# READY is longer, so a client that has acknowledged more has got READY.
 _ERROR_SENT = 64 + 170 + 12
 
 # Of struct tcp_info in linux/tcp.h, since Linux 4.1. tcpi_bytes_sent would count what is sent again to
@@ -56,7 +56,7 @@ _ESTABLISHED = 1
 
 
 class Peer(NamedTuple):
-    """Who holds the other end of a connection.
+    """The client at the other end of a connection.
 
     ``role`` is ``manager``, ``owner`` or ``viewer``; ``any`` for a client that is not listed where that
     is allowed; ``kernel`` for the kernel's own debugger; and empty while it is not known for certain.
@@ -73,7 +73,7 @@ class Peer(NamedTuple):
         return f"{self.role} {self.name!r}" if self.name else self.role or "an unknown client"
 
 
-nobody = Peer()
+unknown = Peer()
 
 
 class ConnectionInfo(NamedTuple):
@@ -95,7 +95,7 @@ class Connection:
     channel : str
         The port's channel.
     descriptor : int
-        libzmq's file descriptor. Its number may be another one's by now: *port_name* tells.
+        libzmq's file descriptor. Its number may have been reused by now: *port_name* tells.
     number : int
         The number of the last authorization before this connection was accepted; its own is greater.
     port_name : tuple
@@ -111,12 +111,12 @@ class Connection:
         self.since = monotonic()
         self.accepted_at = datetime.now().astimezone()
         self.address = UNKNOWN_ADDRESS
-        self.peer = nobody
+        self.peer = unknown
         # While the client is not known: the authorizations that may be this connection's, by number.
         self.candidates: dict[int, Peer] = {}
         self.is_ready = False
         self.is_disconnected = False
-        # On ipc, where nobody counts bytes: how often it was seen to have said something.
+        # On ipc, where no bytes are counted: how often it was seen to have sent something.
         self.activity = 0
         # For a slow reader: bytes published and acknowledged when it had nothing to catch up on, and
         # when.
@@ -160,11 +160,11 @@ class Connection:
         return info[_STATE], acknowledged, received
 
     def acknowledged(self) -> int:
-        """Return the bytes that the peer has acknowledged, 0 where nobody counts."""
+        """Return the bytes that the peer has acknowledged, 0 on ipc."""
         return self._tcp()[1]
 
     def received(self) -> int:
-        """Return the bytes that came from the peer, 0 where nobody counts."""
+        """Return the bytes that came from the peer, 0 on ipc."""
         return self._tcp()[2]
 
     def unread(self) -> int:
@@ -229,7 +229,7 @@ class Connection:
             pass
 
     def release(self) -> None:
-        """Let go of it."""
+        """Close this process's hold on it."""
         if self.held is not None:
             self.held.close()
 

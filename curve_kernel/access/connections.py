@@ -1,4 +1,4 @@
-"""The table of connections, fed with what libzmq tells; it does no I/O of its own.
+"""The table of connections, fed with libzmq's events; it does no I/O.
 
 libzmq tells of each connection by its descriptor when it is accepted and when it ends; the ZAP request
 has the client's key and no descriptor; and a message has both the descriptor and the user id that ZAP
@@ -30,7 +30,7 @@ def user_id(number: int, peer: Peer) -> str:
 
 
 class Connections:
-    """Who is connected, as far as it is known for certain. Not thread-safe."""
+    """The connections, and the client of each as far as that is certain. Not thread-safe."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -39,6 +39,8 @@ class Connections:
         self.ready: dict[tuple[str, int], Connection] = {}
         # Disconnected in their handshake, until libzmq has told of it.
         self.leaving: dict[tuple[str, int], Connection] = {}
+        # By channel, how many of those in their handshake have succeeded at least.
+        self._succeeded: collections.Counter[str] = collections.Counter()
         # By channel, the authorizations that may be of a connection whose handshake goes on, by number.
         self._authorized: dict[str, dict[int, Peer]] = collections.defaultdict(dict)
         self._kept: dict[str, int] = collections.defaultdict(lambda: _KEPT)
@@ -56,29 +58,41 @@ class Connections:
     def ended(self, channel: str, descriptor: int) -> Connection | None:
         """Take out a connection that ended, and return it."""
         key = channel, descriptor
-        for connections in (self.handshaking, self.ready, self.leaving):
+        for connections in (self.handshaking, self.leaving):
             if (connection := connections.pop(key, None)) is not None:
+                self._left_its_handshake(channel)
                 return connection
-        return None
+        return self.ready.pop(key, None)
 
     def disconnected(self, connection: Connection) -> None:
         """Take note that *connection* is disconnected; if it is in its handshake, it counts no more."""
-        key = connection.channel, connection.descriptor
-        if self.handshaking.get(key) is connection:
+        if self.is_handshaking(connection):
+            key = connection.channel, connection.descriptor
             self.leaving[key] = self.handshaking.pop(key)
 
-    def the_only_one_in_its_handshake(self, channel: str) -> Connection | None:
-        """Return the connection of *channel* whose handshake has just succeeded, if that is certain.
+    def is_handshaking(self, connection: Connection) -> bool:
+        """Whether the handshake of *connection* goes on, as far as this table was told."""
+        return self.handshaking.get((connection.channel, connection.descriptor)) is connection
 
-        None leaves `handshaking` or `leaving` before the event of its success has been taken in.
+    def succeeded(self, channel: str) -> list[Connection]:
+        """Take note that a handshake of *channel* has succeeded; libzmq does not name its connection.
+
+        Returns the connections of which that is certain: all that are in their handshake, if so many
+        have succeeded. None leaves its handshake before the event of its success has been taken in.
         """
+        self._succeeded[channel] += 1
         in_it = [
             connection
             for connections in (self.handshaking, self.leaving)
             for connection in connections.values()
             if connection.channel == channel
         ]
-        return in_it[0] if len(in_it) == 1 and not in_it[0].is_disconnected else None
+        if self._succeeded[channel] < len(in_it):
+            return []
+        return [connection for connection in in_it if not connection.is_disconnected]
+
+    def _left_its_handshake(self, channel: str) -> None:
+        self._succeeded[channel] = max(self._succeeded[channel] - 1, 0)
 
     def authorized(self, channel: str, peer: Peer) -> str:
         """Take note that ZAP lets *peer* use *channel*; return the user id of its connection."""
@@ -107,8 +121,9 @@ class Connections:
     def got_ready(self, connection: Connection) -> None:
         """Take note that the handshake of *connection* is over."""
         key = connection.channel, connection.descriptor
-        if self.handshaking.get(key) is connection:
+        if self.is_handshaking(connection):
             del self.handshaking[key]
+            self._left_its_handshake(connection.channel)
         self.ready[key] = connection
         connection.is_ready = True
         if not connection.peer.role:
@@ -140,7 +155,11 @@ class Connections:
 
     def _forget(self, channel: str) -> None:
         """Forget authorizations that were given before any connection that is in its handshake came."""
-        numbers = (one.number for one in self.handshaking.values() if one.channel == channel)
+        numbers = (
+            connection.number
+            for connection in self.handshaking.values()
+            if connection.channel == channel
+        )
         oldest = min(numbers, default=self.number - 1)
         authorized = self._authorized[channel]
         self._authorized[channel] = {n: peer for n, peer in authorized.items() if n > oldest}

@@ -1,4 +1,4 @@
-"""The one door: makes each socket a guarded CURVE server, before it binds."""
+"""The gate makes each socket a guarded CURVE server, before it binds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import zmq
+from jupyter_client.connect import channel_socket_types
 
 from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
-from .limits import CHANNELS, MESSAGE_SIZES, Limits
+from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor, Port
 from .zap import Policy
 
@@ -36,7 +37,7 @@ class Gate:
         As they are configured; never more connections than the open files of this process leave room
         for.
     log : logging.Logger
-        For who was accepted and rejected.
+        For accepted and rejected clients.
     allow_any, open_heartbeat : bool
         See `zap.Policy`.
     message_sizes : mapping
@@ -84,7 +85,7 @@ class Gate:
         keys = keys or self._keys
         if keys is None:
             raise RuntimeError("the secret key is forgotten: every socket is bound already")
-        domain = channel if channel in CHANNELS else ""
+        domain = channel if channel in channel_socket_types else ""
         sockets.make_server(socket, keys, self._timeout, self._message_sizes[channel], domain)
         self._monitor.watch(socket, channel)
 
@@ -93,7 +94,7 @@ class Gate:
         self._keys = None
 
     def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of whose connection a message came by; call it for each message's first frame."""
+        """Take note of the connection by which a message came; call it with each first frame."""
         self._monitor.heard(channel, frame)
 
     def published(self, size: int) -> None:
@@ -105,24 +106,24 @@ class Gate:
         self._monitor.on_ended(channel, callback)
 
     def ports(self) -> list[Port]:
-        """Return every guarded socket, as libzmq tells of it, and who is connected."""
+        """Return every guarded socket, as libzmq tells of it, with its connections."""
         return self._monitor.ports()
 
     @property
     def problem(self) -> str:
-        """Why nobody new is accepted, or empty."""
+        """Why no new client is accepted, or empty."""
         return self._monitor.problem
 
     def close(self) -> None:
-        """Accept nobody any more, and stop watching, before the sockets are closed."""
+        """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
 
 
 def _within_open_files(limits: Limits) -> Limits:
     """Make room for more open files, if that is allowed, and keep *limits* within what there is.
 
-    libzmq accepts faster than anybody can disconnect, and code must always be able to open a file. Each
-    connection takes two descriptors.
+    libzmq accepts faster than connections can be disconnected, and code must always be able to open a
+    file. Each connection takes two descriptors.
     """
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from .connection import Connection
 
 __all__ = [
-    "CHANNELS",
     "MESSAGE_SIZES",
     "Limits",
     "excess_connection",
@@ -23,8 +22,6 @@ __all__ = [
     "says_too_much",
     "says_too_much_in_handshake",
 ]
-
-CHANNELS = ("shell", "stdin", "control", "iopub", "hb")
 
 MESSAGE_SIZES = {
     "shell": 64 << 20,
@@ -38,8 +35,8 @@ MESSAGE_SIZES = {
 
 # A CURVE client sends less than 2 KiB until it gets READY.
 _HANDSHAKE_BYTES = 16 << 10
-# Where nobody counts bytes (ipc), how often a connection may be seen to have said something.
-_HANDSHAKE_ACTIVITY = 32
+# On ipc, where no bytes are counted: how often a connection may be seen to have sent something.
+_HANDSHAKE_ACTIVITY = 10
 # What a client may send on iopub that is not an owner, and for each second that it stays: it subscribes
 # to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
 _QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
@@ -62,8 +59,8 @@ class Limits(NamedTuple):
     handshakes : int
         Connections that may be in their handshake at the same time.
     connections : int
-        Connections after it of clients that are not listed; of those whose client is not known yet, and
-        of the heartbeat's, a quarter each.
+        Connections after the handshake of clients that are not listed. A quarter of that for those of
+        clients that are not known yet, and for the heartbeat.
     """
 
     handshake_timeout: float
@@ -74,10 +71,10 @@ class Limits(NamedTuple):
 def excess_connection(connections: Collection[Connection], limits: Limits) -> Connection | None:
     """Return the connection to disconnect where a client, or a group, has too many.
 
-    The groups do not compete: nobody loses a connection to a peer of whom less is known. The manager
-    and the kernel's own debugger have no limit, a listed client one of its own. In the group of clients
-    that are not listed, of those that are not known yet, and of the heartbeat's, the oldest of the
-    address that has the most goes.
+    The groups do not compete: no client loses a connection to a client of which less is known. The
+    manager and the kernel's own debugger have no limit, and a listed client has a limit of its own. In
+    the groups of clients that are not listed, of those that are not known yet, and of the heartbeat,
+    the oldest of the address that has the most is disconnected.
     """
     groups: dict[tuple[str, str], list[Connection]] = collections.defaultdict(list)
     for connection in connections:
@@ -130,7 +127,7 @@ def says_too_much_in_handshake(connection: Connection) -> bool:
 
 
 def has_little_to_say(connection: Connection) -> bool:
-    """Whether the peer may only subscribe or ping; until it is known who it is, it may do no more."""
+    """Whether the peer may only subscribe or ping, as it may while it is not known."""
     if connection.channel == "hb":
         return True
     return connection.channel == "iopub" and connection.peer.role in ("", "any", "viewer")

@@ -3,10 +3,9 @@
 One thread does both, because the order counts: libzmq's I/O thread tells of a connection before it asks
 about it, and here each event is taken in before the request that may follow from it.
 
-What the thread uses is bound at import, and whatever goes wrong with one event, it goes on with the
-next: libzmq's I/O thread blocks, and with it the whole kernel, when nobody reads its monitors. If the
-thread can't go on all the same, it closes the ZAP sockets, so that nobody new is accepted, and goes on
-reading.
+What the thread uses is bound at import, and if handling an event fails, it goes on with the next:
+libzmq's I/O thread blocks, and with it the whole kernel, while its monitors are not read. If the thread
+can't go on all the same, it closes the ZAP sockets, so that no new client is accepted, and only reads.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import logging
 import os
 from contextlib import suppress
 from os import O_CLOEXEC, O_NONBLOCK, dup2, fstat, getpid, pipe2, read, write
-from select import EPOLLET, EPOLLIN, epoll
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
 from threading import Event, Lock, Thread
@@ -25,18 +23,11 @@ from typing import Any, NamedTuple, cast
 
 import zmq
 
-from .audit import AuditLog, Reason
+from .audit import AuditLog
 from .connection import Connection, ConnectionInfo, name_of, open_socket
 from .connections import Connections
-from .limits import (
-    Limits,
-    excess_connection,
-    has_little_to_say,
-    is_slow_reader,
-    oldest_handshake,
-    says_too_much,
-    says_too_much_in_handshake,
-)
+from .enforcer import Enforcer
+from .limits import Limits
 from .zap import ClientAuthenticator, Policy
 
 __all__ = ["Monitor", "Port"]
@@ -49,10 +40,8 @@ _EVENTS = (
 
 # libzmq's I/O thread blocks while a monitor's queue is full.
 _QUEUE = 100_000
-# Seconds between two looks at the connections in their handshake, and at slow readers.
+# Seconds between two checks of the connections in their handshake, and of slow readers.
 _HANDSHAKE_INTERVAL, _READER_INTERVAL = 0.01, 0.25
-# Bytes published on iopub after which slow readers are looked at sooner.
-_PUBLISHED = 8 << 20
 # After so many events the thread rests for an instant. Others would wait for the interpreter lock 5 ms
 # each time (sys.getswitchinterval), and a cell needs it several times.
 _BATCH, _REST = 16, 0.00005
@@ -88,12 +77,12 @@ class _Listener:
 
 
 class Monitor:
-    """Knows who is connected, answers ZAP requests, and disconnects what exceeds the limits.
+    """Follows the connections, answers ZAP requests, and has the limits applied.
 
     Parameters
     ----------
     policy : Policy
-        Decides who is accepted.
+        Decides which clients are accepted.
     limits : Limits
         For all sockets together.
     audit : AuditLog
@@ -104,24 +93,20 @@ class Monitor:
 
     def __init__(self, policy: Policy, limits: Limits, audit: AuditLog, log: logging.Logger) -> None:
         self._policy = policy
-        self._limits = limits
         self._audit = audit
         self._log = log
         self.problem = ""
-        """Why nobody new is accepted, or empty."""
+        """Why no new client is accepted, or empty."""
         self._lock = Lock()
         self._connections = Connections()
+        self._enforcer = Enforcer(self._connections, limits, audit)
         self._listeners: dict[str, _Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
-        self._ended: dict[str, Any] = {}
+        self._on_ended: dict[str, Any] = {}
         # What messages told of their connection: channel, descriptor, user id.
         self._heard: dict[str, dict[int, str]] = collections.defaultdict(dict)
         self._spoke: collections.deque[tuple[str, int, str]] = collections.deque()
-        # Of connections that have little to say, by the descriptor that is held.
-        self._budgeted: dict[int, Connection] = {}
-        self._epoll = epoll()
-        self._published = self._published_then = 0
-        # Who asks waits until the handshakes have been looked at.
+        # What other threads wait for: that the handshakes have been checked.
         self._asked: collections.deque[Event] = collections.deque()
         self._events = 0
         self._reported: set[str] = set()
@@ -157,10 +142,10 @@ class Monitor:
 
     def on_ended(self, channel: str, callback: Any) -> None:
         """Call *callback*, in the monitor's thread, whenever a connection of *channel* has ended."""
-        self._ended[channel] = callback
+        self._on_ended[channel] = callback
 
     def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of whose connection a message came by. Called for each message of a channel."""
+        """Take note of the connection by which a message came. Called for each message of a channel."""
         try:
             descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
         except zmq.ZMQError:
@@ -173,28 +158,33 @@ class Monitor:
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub."""
-        self._published += size
-        if self._has_published_much() and self._budgeted:
+        self._enforcer.published += size
+        if self._enforcer.has_published_much():
             self._wake()
-
-    def _has_published_much(self) -> bool:
-        return self._published - self._published_then > _PUBLISHED
 
     def ports(self) -> list[Port]:
-        """Return the watched sockets as they are now, and who is connected to each."""
+        """Return the watched sockets as they are now, with their connections."""
         if self._thread.is_alive() and not self.problem:
-            looked = Event()
-            self._asked.append(looked)
+            checked = Event()
+            self._asked.append(checked)
             self._wake()
-            looked.wait(1)
+            checked.wait(1)
         with self._lock:
-            ready = [one for one in self._connections.ready.values() if not one.is_disconnected]
+            ready = [
+                connection
+                for connection in self._connections.ready.values()
+                if not connection.is_disconnected
+            ]
             return [
                 Port(
                     listener.channel,
                     listener.mechanism,
                     listener.endpoint,
-                    tuple(one.info() for one in ready if one.channel == listener.channel),
+                    tuple(
+                        connection.info()
+                        for connection in ready
+                        if connection.channel == listener.channel
+                    ),
                     self._audit.counts(listener.channel),
                 )
                 for listener in self._listeners.values()
@@ -206,7 +196,7 @@ class Monitor:
             return
         with self._lock:
             for listener in self._listeners.values():
-                # While somebody still reads: a monitor without a reader blocks the socket.
+                # While this thread still reads: a monitor without a reader blocks the socket.
                 if not listener.socket.closed:
                     listener.socket.disable_monitor()
         self._stopping = True
@@ -217,9 +207,7 @@ class Monitor:
                 handler.stop()
         for listener in self._listeners.values():
             listener.monitor.close()
-        for connection in self._connections:
-            connection.release()
-        self._epoll.close()
+        self._enforcer.close()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it is about to wake anyway
@@ -241,7 +229,7 @@ class Monitor:
     def _serve(self) -> None:
         poller, known = zmq.Poller(), 0
         poller.register(self._wake_in, zmq.POLLIN)
-        poller.register(self._epoll.fileno(), zmq.POLLIN)
+        poller.register(self._enforcer.epoll.fileno(), zmq.POLLIN)
         handshakes_then = readers_then = 0.0
         while not self._stopping:
             ready = [where for where, _ in poller.poll(self._timeout())]
@@ -261,31 +249,28 @@ class Monitor:
                     if handler.zap_socket in ready:
                         self._take(self._answer, handler)
                 self._take(self._hear)
-                if self._epoll.fileno() in ready:
-                    self._take(self._look_at_talkers)
+                if self._enforcer.epoll.fileno() in ready:
+                    self._take(self._check_budgets)
                 now = monotonic()
                 if self._asked or (
                     self._connections.handshaking and now - handshakes_then >= _HANDSHAKE_INTERVAL
                 ):
                     handshakes_then = now
-                    self._take(self._look_at_handshakes)
+                    self._take(self._check_handshakes)
                     while self._asked:
                         self._asked.popleft().set()
-                if self._has_published_much() or now - readers_then >= _READER_INTERVAL:
+                if self._enforcer.has_published_much() or now - readers_then >= _READER_INTERVAL:
                     readers_then = now
-                    self._take(self._look_at_readers)
+                    self._take(self._enforcer.check_readers)
             if self._events >= _BATCH:
                 sleep(_REST)
                 self._events = 0
 
     def _timeout(self) -> int | None:
-        """Return the milliseconds after which something is to be looked at, or None."""
+        """Return the milliseconds after which something is to be checked, or None."""
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
-        return int(_READER_INTERVAL * 1000) if self._has_readers() else None
-
-    def _has_readers(self) -> bool:
-        return any(connection.channel == "iopub" for connection in self._budgeted.values())
+        return int(_READER_INTERVAL * 1000) if self._enforcer.has_readers() else None
 
     def _take(self, function: Any, *arguments: Any) -> None:
         """Call *function*; what goes wrong is logged once, and the thread goes on."""
@@ -300,7 +285,7 @@ class Monitor:
                 self._log.error("The watch over connections goes on after an error: %s", problem)
 
     def _drain(self, listener: _Listener) -> None:
-        """Take in the events of *listener* that are there, up to a number that nobody can keep up."""
+        """Handle the events of *listener* that are there, but not endlessly during a flood."""
         for _ in range(1000):
             try:
                 frame, endpoint = listener.monitor.recv_multipart(zmq.NOBLOCK)
@@ -320,63 +305,14 @@ class Monitor:
                     if held.family != AF_UNIX:
                         held.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, _DEFER_ACCEPT)
         elif event == zmq.EVENT_ACCEPTED:
-            self._accepted(Connection(channel, value, self._connections.number, listener.name))
+            self._enforcer.accepted(Connection(channel, value, self._connections.number, listener.name))
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            connection = self._connections.the_only_one_in_its_handshake(channel)
-            if connection is not None:
-                self._got_ready(connection)
+            for ready in self._connections.succeeded(channel):
+                self._enforcer.got_ready(ready)
         elif event == zmq.EVENT_DISCONNECTED:
             connection = self._connections.ended(channel, value)
             if connection is not None:
-                self._end(connection)
-
-    def _accepted(self, connection: Connection) -> None:
-        self._connections.accepted(connection)
-        if connection.is_local:
-            self._budget(connection)
-        handshaking = self._connections.handshaking
-        if len(handshaking) > self._limits.handshakes:
-            oldest = oldest_handshake(handshaking.values(), self._limits.handshake_timeout)
-            if oldest is not None:
-                self._disconnect(oldest, Reason.HANDSHAKES)
-
-    def _got_ready(self, connection: Connection) -> None:
-        self._connections.got_ready(connection)
-        self._is_known(connection)
-
-    def _is_known(self, connection: Connection) -> None:
-        """Apply the limits of a connection after its handshake, or when its client gets known."""
-        if has_little_to_say(connection):
-            self._budget(connection)
-            self._look_at(connection)
-        else:
-            self._unbudget(connection)
-        excess = excess_connection(self._connections.ready.values(), self._limits)
-        if excess is not None:
-            self._disconnect(excess, Reason.CONNECTIONS)
-
-    def _end(self, connection: Connection) -> None:
-        self._unbudget(connection)
-        failed = not connection.is_ready and not connection.is_disconnected
-        if failed and not connection.has_got_ready(self._limits.handshake_timeout):
-            self._failed(connection)
-        connection.release()
-        heard = self._heard[connection.channel]
-        if len(heard) > 4096:
-            heard.clear()  # each connection that stands is told of again
-        if (callback := self._ended.get(connection.channel)) is not None:
-            callback()
-
-    def _failed(self, connection: Connection) -> None:
-        counted = connection.held is not None and not connection.is_local
-        may_be_rejected = connection.knows_server_key() or not counted
-        if may_be_rejected and self._connections.was_rejected(connection):
-            return  # the authenticator has told
-        reason = connection.why_it_failed()
-        if reason is Reason.LEFT:
-            self._audit.left(connection.channel, connection.address)
-        else:
-            self._audit.rejected(connection.channel, connection.address, reason)
+                self._ended(connection)
 
     def _answer(self, handler: ClientAuthenticator) -> None:
         request = handler.zap_socket.recv_multipart(zmq.NOBLOCK)
@@ -392,76 +328,35 @@ class Monitor:
             self._drain(self._listeners[channel])
             connection = self._connections.spoke(channel, descriptor, user_id)
             if connection is not None:
-                self._is_known(connection)
+                self._enforcer.client_is_known(connection)
 
-    def _budget(self, connection: Connection) -> None:
-        held = connection.held
-        if held is not None and held.fileno() not in self._budgeted:
-            self._budgeted[held.fileno()] = connection
-            self._epoll.register(held.fileno(), EPOLLIN | EPOLLET)
+    def _check_budgets(self) -> None:
+        self._events += self._enforcer.check_budgets()
 
-    def _unbudget(self, connection: Connection) -> None:
-        held = connection.held
-        if held is not None and self._budgeted.get(held.fileno()) is connection:
-            del self._budgeted[held.fileno()]
-            self._epoll.unregister(held.fileno())
-
-    def _look_at_talkers(self) -> None:
-        """Look at connections that have said something and have little to say."""
-        for descriptor, _ in self._epoll.poll(0):
-            self._events += 1
-            if (connection := self._budgeted.get(descriptor)) is not None:
-                connection.activity += 1
-                self._look_at(connection)
-
-    def _look_at(self, connection: Connection) -> None:
-        if connection.is_disconnected:
-            return
-        if not connection.is_ready:
-            if says_too_much_in_handshake(connection):
-                self._disconnect(connection, Reason.HANDSHAKE_BYTES)
-        elif has_little_to_say(connection) and says_too_much(connection):
-            self._disconnect(connection, Reason.BYTES)
-
-    def _look_at_handshakes(self) -> None:
-        handshaking, ready = self._connections.handshaking, []
-        for connection in list(handshaking.values()):
-            connection.hold()
-            if connection.has_got_ready(self._limits.handshake_timeout):
-                ready.append(connection)
-            else:
-                self._look_at(connection)
+    def _check_handshakes(self) -> None:
+        ready = self._enforcer.check_handshakes()
         for channel in {connection.channel for connection in ready}:
             self._drain(self._listeners[channel])
         for connection in ready:
-            if handshaking.get((connection.channel, connection.descriptor)) is connection:
-                self._got_ready(connection)
+            if self._connections.is_handshaking(connection):
+                self._enforcer.got_ready(connection)
 
-    def _look_at_readers(self) -> None:
-        self._published_then = self._published
-        for connection in list(self._budgeted.values()):
-            if (
-                connection.channel == "iopub"
-                and connection.is_ready
-                and not connection.is_disconnected
-                and is_slow_reader(connection, self._published)
-            ):
-                self._disconnect(connection, Reason.SLOW)
-
-    def _disconnect(self, connection: Connection, reason: Reason) -> None:
-        connection.disconnect()
-        self._connections.disconnected(connection)
-        channel, address = connection.channel, connection.address
-        self._audit.disconnected(channel, address, reason, str(connection.peer))
+    def _ended(self, connection: Connection) -> None:
+        self._enforcer.ended(connection)
+        heard = self._heard[connection.channel]
+        if len(heard) > 4096:
+            heard.clear()  # each connection that stands is told of again
+        if (callback := self._on_ended.get(connection.channel)) is not None:
+            callback()
 
     def _only_drain(self) -> None:
-        """Accept nobody, and read libzmq's monitors, so that the kernel does not hang."""
+        """Accept no client, and read libzmq's monitors, so that the kernel does not hang."""
         for handler in self._handlers.values():
             if handler.zap_socket is not None:
                 handler.stop()
         if self.problem and self.problem not in self._reported:
             self._reported.add(self.problem)
-            self._log.critical("%s: nobody new can connect; restart the kernel", self.problem)
+            self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         listeners = list(self._listeners.values())
@@ -478,11 +373,11 @@ class Monitor:
                 except zmq.Again:
                     continue
 
-    # Thread: the one that forked, in the child
+    # Thread: the forking one, in the child
 
     def _leave_ports(self) -> None:
-        """Let go of listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(one.descriptor, one.inode) for one in self._listeners.values()]
+        """Close listeners and connections in a forked child, or they would outlive the kernel."""
+        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))

@@ -1,7 +1,7 @@
 """Which client may use which channel: ZAP (https://rfc.zeromq.org/spec/27/).
 
-ZAP sees a peer only once its CURVE handshake has proved that it holds its secret key and knows the
-server key. Whoever fails before that is seen by libzmq's socket monitors.
+ZAP sees a client only once its CURVE handshake has proved that it holds its secret key and knows the
+server key. A client that fails before that is seen by libzmq's socket monitors.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import logging
 from typing import Any
 
 import zmq
+from jupyter_client.connect import channel_socket_types
 from zmq.auth import Authenticator
 
 from .allowlist import MANAGER, OWN_CLIENT, AuthorizedClients
 from .audit import AuditLog, Reason
 from .connection import Peer
 from .connections import Connections
-from .limits import CHANNELS
 
 __all__ = ["ClientAuthenticator", "Policy"]
 
@@ -24,20 +24,20 @@ VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 
 
 class Policy:
-    """Who may use which channel.
+    """Which client may use which channel.
 
     Parameters
     ----------
     manager_key, own_client_key : bytes
-        The kernel's own public key, 40 bytes of Z85: who holds its secret may use every channel. And
-        that of the client inside the kernel, its debugger, which uses shell.
+        The kernel's own public key, 40 bytes of Z85: the manager, which holds its secret key, may use
+        every channel. And the key of the client inside the kernel, its debugger, which uses shell.
     clients : AuthorizedClients
         The clients that are listed.
     allow_any : bool
-        Accept whoever has the server key; the list then only gives names.
+        Accept every client that has the server key; the list then only gives names.
     open_heartbeat : bool
-        Accept whoever has the server key on hb: stock's heartbeat channels make a key pair that nobody
-        knows, also those of a manager that holds the kernel's.
+        Accept every client that has the server key on hb: stock's heartbeat channels make a key pair
+        that is listed nowhere, also those of a manager that holds the kernel's.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Policy:
         self._open_heartbeat = open_heartbeat
 
     def decide(self, channel: str, key: bytes) -> tuple[Peer, Reason | None]:
-        """Return who has public *key*, 40 bytes of Z85, and why that peer may not use *channel*."""
+        """Return the client with public *key*, 40 bytes of Z85, and why it may not use *channel*."""
         shown = key.decode()
         if key == self._manager_key:
             return Peer(MANAGER, "", shown), None
@@ -73,7 +73,7 @@ class Policy:
 
 
 class ClientAuthenticator(Authenticator):
-    """Answers the ZAP requests of one context by a `Policy`; whoever reads its socket calls `answer`.
+    """Answers the ZAP requests of one context by a `Policy`; the reader of its socket calls `answer`.
 
     Start it before the first socket binds: it serves every CURVE server of its context that has a ZAP
     domain, and the domain is the channel's name. pyzmq's `ThreadAuthenticator` would take 0.6 ms of CPU
@@ -92,14 +92,14 @@ class ClientAuthenticator(Authenticator):
         self._connections = connections
         self._audit = audit
         self._address = self._user_id = ""
-        for channel in CHANNELS:
+        for channel in channel_socket_types:
             self.configure_curve_callback(channel, self)
 
     def answer(self, request: list[bytes]) -> None:
         """Answer one ZAP request."""
         answer = self.handle_zap_message(request)
         try:
-            # A coroutine only because a callback could be one; ours is none.
+            # A coroutine only because a callback could be one; `callback` is a function.
             answer.send(None)
         except StopIteration:
             return
@@ -115,7 +115,7 @@ class ClientAuthenticator(Authenticator):
             if mechanism != b"CURVE":
                 raise ValueError("a request without CURVE")
             await super().handle_zap_message(msg)
-        except Exception as error:  # noqa: BLE001  the thread must live, or nobody is accepted any more
+        except Exception as error:  # noqa: BLE001  or no client would be accepted any more
             self.log.warning("a ZAP request failed, so its client is rejected: %r", error)
             if len(msg) > 1:
                 self._send_zap_reply(msg[1], b"400", b"rejected")

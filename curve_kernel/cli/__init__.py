@@ -56,7 +56,7 @@ class Command(Application):
         Raises
         ------
         CurveKernelError
-            For whatever the user can mend.
+            For whatever the user can fix.
         """
         raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Command(Application):
         except CurveKernelError as error:
             fail(error)
         except BrokenPipeError:
-            # Whoever read has left, as `head` does. What is buffered still must go somewhere.
+            # The reader has left, as `head` does. What is buffered still must go somewhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 128 + signal.SIGPIPE
         except KeyboardInterrupt:

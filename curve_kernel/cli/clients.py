@@ -1,4 +1,4 @@
-"""``keygen``, ``authorize``, ``revoke``, ``clients``: who may connect."""
+"""``keygen``, ``authorize``, ``revoke``, ``clients``: which clients may connect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import getpass
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..keys.certificates import (
     curve_folder,
     load_identity,
     make_folder,
+    parse_certificate,
     read_certificate,
     write_certificate,
 )
@@ -53,12 +53,12 @@ def make_identity(*, force: bool = False) -> KeyPair:
     if not force and os.path.lexists(path):
         raise CurveKernelError(
             f"you have a key pair already: {path}",
-            "use it, or replace it with --force; then nobody who authorized the old one knows you",
+            "use it, or replace it with --force; then others must authorize the new key",
         )
     if not force and os.path.lexists(owner):
         raise CurveKernelError(
             f"an owner has your name already: {owner}",
-            f"look who it is, and revoke {_own_name()}, or: python -m curve_kernel keygen --force",
+            f"look at its key, and revoke {_own_name()}, or: python -m curve_kernel keygen --force",
         )
     pair = KeyPair.generate()
     try:
@@ -114,7 +114,7 @@ class KeygenApp(Command):
             print(line)  # noqa: T201
         print(_STANDING)  # noqa: T201
         print(  # noqa: T201
-            "Whoever else listed your old key still lets it in. Ask them to replace it, with\n"
+            "Others who listed your old key still accept it. Ask them to replace it, with\n"
             "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
             f"and give them your public certificate: {certificate}"
         )
@@ -197,7 +197,7 @@ class AuthorizeApp(Command):
         try:
             make_folder(target.parent)
             write_certificate(target, public_key)
-            # A change of role: never listed in none or, for longer than this, in both.
+            # A change of role: always listed in a folder, and only for this instant in both.
             for path in existing:
                 if path != target:
                     path.unlink()
@@ -216,15 +216,8 @@ class AuthorizeApp(Command):
     def _read(certificate: str) -> tuple[bytes, bytes | None]:
         if certificate != "-":
             return read_certificate(Path(certificate))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "standard input"
-            # Closed, it is None.
-            path.write_bytes(sys.stdin.buffer.read(1 << 16) if sys.stdin else b"")
-            try:
-                return read_certificate(path)
-            except CurveKernelError as error:
-                message = error.message.replace(str(path), "on standard input")
-                raise CurveKernelError(message, error.hint) from None
+        content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
+        return parse_certificate(content, "on standard input")
 
 
 class RevokeApp(Command):
@@ -244,7 +237,7 @@ class RevokeApp(Command):
         paths = _files_of(name) if "/" not in name else []
         if not paths:
             raise CurveKernelError(
-                f"there is no client {name!r}", "see who there is: python -m curve_kernel clients"
+                f"there is no client {name!r}", "see the list: python -m curve_kernel clients"
             )
         try:
             for path in paths:
@@ -255,10 +248,10 @@ class RevokeApp(Command):
 
 
 class ClientsApp(Command):
-    """Shows who may connect."""
+    """Shows which clients may connect."""
 
     name = "clients"
-    summary = "Show who may connect to your kernels, and as what."
+    summary = "Show which clients may connect to your kernels, and as what."
 
     def run(self, options: argparse.Namespace) -> None:  # noqa: ARG002
         """Print one line for each client."""
@@ -269,4 +262,4 @@ class ClientsApp(Command):
             you = "  (you)" if own and client.public_key == own.public_key else ""
             print(f"{client.name:<{width}}  {client.role:<6}  {client.public_key.decode()}{you}")  # noqa: T201
         if not clients:
-            print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201
+            print("No client is listed: only their own managers can connect to your kernels.")  # noqa: T201

@@ -10,10 +10,9 @@ import queue
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_core.paths import jupyter_runtime_dir
 from pygments import highlight
@@ -26,11 +25,11 @@ from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereErr
 from ..errors import CurveKernelError
 from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
-from ..wire import read_mechanism
 from . import Command
 from .clients import make_identity
+from .pulse import Pulse
 
-__all__ = ["ConsoleApp", "Pulse", "WatchApp", "find"]
+__all__ = ["ConsoleApp", "WatchApp", "find"]
 
 
 def find(name: str | None) -> str:
@@ -60,14 +59,16 @@ def find(name: str | None) -> str:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
         if Path(name).is_file():
             raise CurveKernelError(
-                f"connection file {name} belongs to another user, who could give you any kernel",
+                f"connection file {name} belongs to another user, who could lead you to any kernel",
                 f"if you trust its owner, name it with its folder: {Path(os.curdir, name).absolute()}",
             )
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
         kernels = inspect_kernels(files)
-        spoken = [{channel["mechanism"] for channel in one.channels.values()} for one in kernels]
-        running = [one.file for one, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke]
+        spoken = [{channel["mechanism"] for channel in kernel.channels.values()} for kernel in kernels]
+        running = [
+            kernel.file for kernel, spoke in zip(kernels, spoken, strict=True) if "CURVE" in spoke
+        ]
         if not running:
             which = f"{len(files)} connection files" + (f" that fit {name}" if name else "")
             plain = " that encrypts" if any("NULL" in spoke for spoke in spoken) else ""
@@ -116,51 +117,6 @@ def _by_time(files: Iterable[Path]) -> list[str]:
     return sorted(times, key=lambda file: times[file])
 
 
-class Pulse:
-    """Whether a client's kernel lives: its heartbeat, its connection file, and then its ports tell.
-
-    Parameters
-    ----------
-    client : BlockingKernelClient
-        A client that is connected.
-    path : str
-        The connection file, which a kernel that ends removes, where it is not a copy.
-    """
-
-    SILENCE = 15.0
-    """Seconds without a heartbeat after which the ports are asked."""
-    _INTERVAL = 5.0
-
-    def __init__(self, client: BlockingKernelClient, path: str) -> None:
-        self._client = client
-        self._path = Path(path)
-        self._asked = 0.0
-        self._last = time.monotonic()
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last heartbeat."""
-        if self._client.hb_channel.is_beating():
-            self._last = time.monotonic()
-        return time.monotonic() - self._last
-
-    def has_ended(self) -> bool:
-        """Tell whether the kernel has ended; one that only restarts or is busy has not."""
-        silence, now = self.silence, time.monotonic()
-        if not silence or (silence < self.SILENCE and self._path.exists()):
-            return False
-        if now - self._asked < self._INTERVAL and self._path.exists():
-            return False
-        self._asked = now
-        try:
-            read_mechanism(self._client._make_url("iopub"), timeout=0.5)
-        except ConnectionError:
-            return True
-        except (OSError, ValueError):
-            pass
-        return False
-
-
 class _ExistingCommand(Command):
     """A command on a kernel that runs: ``NAME`` or ``--existing NAME``."""
 
@@ -178,12 +134,10 @@ class _ExistingCommand(Command):
         Raises
         ------
         CurveKernelError
-            If there is no such file, or it is none.
+            If there is no such file, or it is not a connection file.
         """
         if options.name and options.existing and options.name != options.existing:
-            raise CurveKernelError(
-                f"two kernels are named: {options.name} and {options.existing}", "name one"
-            )
+            raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
         path = find(options.name or options.existing or None)
         info = connection_file.read(path)
         if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:
@@ -218,6 +172,13 @@ class ConsoleApp(_ExistingCommand):
         interrupts what the console runs."""
     passes_on = True
 
+    _FLAGS: ClassVar[dict[str, str]] = {
+        "simple-prompt": "read lines, without colors and completion",
+        "no-simple-prompt": "the contrary, whatever a configuration file says",
+        "confirm-exit": "ask at Ctrl-D, which is the default",
+        "no-confirm-exit": "do not ask",
+        "debug": "log everything",
+    }
     _OVERRIDES = ("ip", "shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -247,10 +208,7 @@ class ConsoleApp(_ExistingCommand):
             )
         parser.add_argument("--config", metavar="FILE", help="a configuration file of jupyter console")
         parser.add_argument("--log-level", metavar="LEVEL", help="10 to 50, or DEBUG to CRITICAL")
-        for flag, what in (
-            ("simple-prompt", "read lines, without colors and completion"),
-            ("no-confirm-exit", "do not ask at Ctrl-D"),
-        ):
+        for flag, what in self._FLAGS.items():
             parser.add_argument(f"--{flag}", action="store_true", help=what)
 
     def run(self, options: argparse.Namespace) -> None:
@@ -268,23 +226,20 @@ class ConsoleApp(_ExistingCommand):
         path = self.find(options)
         given = {field: getattr(options, field) for field in self._OVERRIDES}
         app.info = connection_file.read(path) | {k: v for k, v in given.items() if v is not None}
-        passed = [
-            f"--{name.replace('_', '-')}"
-            for name in ("simple_prompt", "no_confirm_exit")
-            if getattr(options, name)
-        ]
+        passed = [f"--{flag}" for flag in self._FLAGS if getattr(options, flag.replace("-", "_"))]
         for name in ("ssh", "sshkey", "config", "log_level"):
             if (value := getattr(options, name)) is not None:
                 passed.append(f"--{name.replace('_', '-')}={value}")
         app.connection_file = path
         try:
-            self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            try:
+                self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+            except RuntimeError as error:
+                raise CurveKernelError(
+                    f"the kernel of {path} accepts this client and does not answer: {error}",
+                    "it may be busy; or the HMAC key in the file is not its own",
+                ) from None
             self.connected(path, app.start)
-        except RuntimeError as error:
-            raise CurveKernelError(
-                f"the kernel of {path} lets in this client and does not answer: {error}",
-                "it may be busy; or the HMAC key in the file is not its own",
-            ) from None
         finally:
             app.close()
 
@@ -326,7 +281,7 @@ class WatchApp(_ExistingCommand):
                     printer.note("the kernel was restarted")
                 printer.show(message)
             except (LookupError, TypeError, ValueError, AttributeError) as error:
-                # What a kernel sends is not to end who watches it.
+                # What a kernel sends must not end its watchers.
                 if "Invalid Signature" in str(error):
                     raise CurveKernelError(
                         f"the kernel signs its messages with another key than {path} has",
@@ -347,7 +302,7 @@ class WatchApp(_ExistingCommand):
 class _Printer:
     """Prints iopub messages."""
 
-    # What the kernel's user prints must not steer the terminal of whoever watches: of all control
+    # What the kernel's user prints must not steer the watcher's terminal: of all control
     # characters only those for text and color pass.
     _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
     _CONTROL = re.compile(r"(\x1b\[[0-9;:]*m)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -7,34 +7,29 @@ import asyncio
 import contextlib
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from jupyter_client.connect import port_names
 from jupyter_client.consoleapp import JupyterConsoleApp
-from jupyter_client.ssh.tunnel import select_random_ports
 from jupyter_console.app import ZMQTerminalIPythonApp
 from jupyter_console.ptshell import ZMQTerminalInteractiveShell
 from prompt_toolkit.application import run_in_terminal
 
 from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
-from .connect import Pulse
+from .pulse import Pulse
+from .ssh import ssh_tunnel
 
-__all__ = ["CurveConsoleApp", "CurveShell", "ssh_tunnel"]
+__all__ = ["CurveConsoleApp", "CurveShell"]
 
 _INTERVAL = 0.5
-_SSH_TIMEOUT = 60.0
-_SSH_READY = "curve-kernel-tunnel"
 # What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
 _LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
@@ -59,13 +54,13 @@ class ConsoleClient(BlockingKernelClient):
         return self.refusal is None and not self.restarted and not self.pulse.has_ended()
 
     def settled(self) -> bool:
-        """Look who is there; tell whether that is known."""
+        """Find out which process of the kernel is there; tell whether that is known."""
         if self.refusal is not None:
             return False
         control = self.control_channel
         if self.connected and self.connections != self._connections_seen:
             self._connections_seen, self._asked = self.connections, time.monotonic()
-            # libzmq subscribes again when somebody looks at the socket, and that has to come first.
+            # libzmq subscribes again when the socket is next used, and that has to come first.
             self.iopub_channel.msg_ready()
             control.send(self.session.msg("kernel_info_request", {}))
         while control.msg_ready():
@@ -91,7 +86,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
         super().__init__(**kwargs)
 
     def init_kernel_info(self) -> None:
-        """Wait for the kernel, and learn who it is."""
+        """Wait for the kernel, and learn which process it is."""
         super().init_kernel_info()
         while not self.client.settled() and self.client.refusal is None:
             time.sleep(0.01)
@@ -99,16 +94,18 @@ class CurveShell(ZMQTerminalInteractiveShell):
     def show_banner(self) -> None:
         """Print upstream's banner, and how to leave."""
         super().show_banner()
-        print(  # noqa: T201
-            "\nexit, quit and Ctrl-D leave the kernel running; exit(keep_kernel=False) ends it."
-        )
+        ends = "; exit(keep_kernel=False) ends it" if self._is_python() else ""
+        print(f"\nexit, quit and Ctrl-D leave the kernel running{ends}.")  # noqa: T201
+
+    def _is_python(self) -> bool:
+        return bool(self.kernel_info.get("language_info", {}).get("name") == "python")
 
     def run_cell(self, cell: str, store_history: bool = True) -> None:
         """Run a cell. ``exit`` in it leaves this console; by itself it would end the kernel, too."""
         if cell and _LEAVE.fullmatch(cell):
             self.ask_exit()
             return
-        if cell and self.kernel_info.get("language_info", {}).get("name") == "python":
+        if cell and self._is_python():
             cell = _keep_kernel(cell)
         deadline = time.monotonic() + Pulse.SILENCE
         while cell and not self.client.settled() and time.monotonic() < deadline:
@@ -154,17 +151,21 @@ class CurveShell(ZMQTerminalInteractiveShell):
                     )
                 self.parent.check()
             except CurveKernelError as error:
-                self._leave(error)
-                return
+                if self._leave(error):
+                    return
             self.client.settled()
             if self.client.restarted:
                 await run_in_terminal(self._tell_restart)
             await asyncio.sleep(_INTERVAL)
 
-    def _leave(self, error: CurveKernelError) -> None:
+    def _leave(self, error: CurveKernelError) -> bool:
+        """End the prompt, if there is one just now."""
         if self.pt_cli is not None:
+            prompt = self.pt_cli.app.future
+            if prompt is None or prompt.done():
+                return False
             self.pt_cli.app.exit(exception=error)
-            return
+            return True
         # The simple prompt reads in a thread that nothing can stop.
         self.parent.restore_terminal()
         print()  # noqa: T201
@@ -216,9 +217,9 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
             If one has not.
         """
         classes = {
-            one.__name__: one.class_traits(config=True)
-            for one in (*type(self).mro(), ZMQTerminalInteractiveShell)
-            if hasattr(one, "class_traits")
+            cls.__name__: cls.class_traits(config=True)
+            for cls in (*type(self).mro(), ZMQTerminalInteractiveShell)
+            if hasattr(cls, "class_traits")
         }
         known = [
             f"--{name}.{trait}"
@@ -338,101 +339,3 @@ def _exits(node: ast.AST) -> Iterator[ast.Call]:
                 yield child
             case _:
                 yield from _exits(child)
-
-
-def ssh_tunnel(
-    info: Mapping[str, Any], server: str, key: str = ""
-) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
-    """Forward a kernel's ports through one ssh connection.
-
-    Not by jupyter_client's `tunnel_to_kernel`: it runs ssh five times, gives each one second, and its
-    tunnels end when a restart of the kernel closes what goes through them. Here ssh itself asks for
-    what it needs, a password or whether a host is the right one, and it ends with this process.
-
-    Parameters
-    ----------
-    info : mapping
-        The connection file's content; its address is seen from the server.
-    server : str
-        ``host``, ``user@host`` or ``user@host:port``; if empty, the kernel's own address.
-    key : str
-        A file for ssh's ``-i``.
-
-    Returns
-    -------
-    subprocess.Popen, dict
-        ssh, and the fields of the connection file that are different from here.
-
-    Raises
-    ------
-    CurveKernelError
-        If ssh can't connect within a minute, or there is no ssh.
-    """
-    if info.get("transport", "tcp") != "tcp":
-        raise CurveKernelError("--ssh forwards tcp ports, and this kernel has none", "leave --ssh out")
-    address = str(info.get("ip") or "127.0.0.1")
-    if not server:
-        server, address = address, "127.0.0.1"
-    if address in ("*", "0.0.0.0"):  # noqa: S104
-        address = "127.0.0.1"
-    host, _, port = server.rpartition(":")
-    to = ["-p", port, "--", host] if host and port.isdigit() else ["--", server]
-    ports = dict(zip(port_names, select_random_ports(len(port_names)), strict=True))
-    if ":" in address:
-        address = f"[{address}]"
-    try:
-        forwards = [f"-L127.0.0.1:{ours}:{address}:{int(info[name])}" for name, ours in ports.items()]
-    except (KeyError, TypeError, ValueError):
-        raise CurveKernelError(
-            "the connection file does not have the five ports of a kernel",
-            "get the connection file that the kernel or its launcher wrote",
-        ) from None
-    options = ["-T", "-oExitOnForwardFailure=yes", "-oConnectTimeout=15", "-oControlPath=none"]
-    if key:
-        options += ["-i", key]
-    hint = f"see whether `ssh {server}` works; the kernel's address is seen from there"
-    errors = tempfile.TemporaryFile()  # noqa: SIM115
-    try:
-        process = subprocess.Popen(  # noqa: S603
-            ["ssh", *options, *forwards, *to, f"echo {_SSH_READY}; exec cat"],  # noqa: S607
-            stdin=subprocess.PIPE,  # ends with this process, and so does ssh
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # A Ctrl-C in the console is for the kernel.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        )
-    except OSError as error:
-        raise CurveKernelError(
-            f"ssh can't be run: {error.strerror}", "install OpenSSH's client"
-        ) from None
-    try:
-        _wait_for_ready(process)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.poll() is not None:
-        errors.seek(0)
-        said = errors.read().decode(errors="replace").strip().splitlines()
-        reason = f": {said[-1]}" if said else ""
-        raise CurveKernelError(f"ssh could not connect to {server}{reason}", hint)
-    return process, {"ip": "127.0.0.1", **ports}
-
-
-def _wait_for_ready(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdout is not None
-    said, deadline = b"", time.monotonic() + _SSH_TIMEOUT
-    while _SSH_READY.encode() not in said:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise CurveKernelError(
-                f"ssh has not connected in {_SSH_TIMEOUT:.0f} seconds",
-                "see whether it connects by itself, and where it waits",
-            )
-        if not select.select([process.stdout], [], [], left)[0]:
-            continue
-        chunk = os.read(process.stdout.fileno(), 1 << 16)
-        if not chunk:
-            process.wait()
-            return
-        said += chunk

@@ -9,24 +9,20 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
-import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import zmq
 from jupyter_client import KernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.provisioning import KernelProvisionerFactory
-from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.paths import jupyter_runtime_dir
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
@@ -37,32 +33,18 @@ from ..errors import CurveKernelError
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
-from .install import install_beside, installed, requirement, runs_curve_kernel, shipped_spec
+from .findings import PYTHON, Finding, as_command, from_error
+from .install import shipped_spec
+from .kernelspecs import check_kernelspecs
 
-__all__ = ["DoctorApp", "Finding"]
+__all__ = ["DoctorApp"]
 
-_PYTHON = shlex.quote(sys.executable)
-_PROVISIONER = "curve-provisioner"
 _COLORS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _ROUND_TRIP_LIMIT = 30.0
 _OTHER_RUNTIME_FOLDER = "export JUPYTER_RUNTIME_DIR=$(mktemp -d)"
 _SILENT = logging.getLogger("curve_kernel.doctor")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of ``doctor``.
-
-    ``level`` is ``ok``, ``warning`` or ``failure``. ``command`` is what fixes it: a shell's command, or
-    its comment where there is none. It is empty for ``ok``.
-    """
-
-    check: str
-    level: str
-    message: str
-    command: str = ""
 
 
 def _versions() -> Iterator[Finding]:
@@ -79,7 +61,7 @@ def _versions() -> Iterator[Finding]:
                 "versions",
                 "failure",
                 f"{needed.name} {version} does not do, it has to be {needed.specifier}",
-                f"{_PYTHON} -m pip install --upgrade {shlex.quote(str(needed))}",
+                f"{PYTHON} -m pip install --upgrade {shlex.quote(str(needed))}",
             )
     yield Finding("versions", "ok", ", ".join(found))
 
@@ -88,7 +70,7 @@ def _curve() -> Iterator[Finding]:
     try:
         keys.require_curve()
     except CurveKernelError as error:
-        command = f"{_PYTHON} -m pip install --force-reinstall --only-binary pyzmq pyzmq"
+        command = f"{PYTHON} -m pip install --force-reinstall --only-binary pyzmq pyzmq"
         yield Finding("CURVE", "failure", error.message, command)
         return
     yield Finding("CURVE", "ok", f"libzmq {zmq.zmq_version()} has CURVE, by {_sodium()}")
@@ -123,210 +105,31 @@ def _random() -> Iterator[Finding]:
         yield Finding("random numbers", "ok", "getrandom works")
 
 
-def _kernelspecs() -> Iterator[Finding]:
-    manager = KernelSpecManager()
-    shown = manager.find_kernel_specs()
-    findings = [
-        finding for name, folder in sorted(shown.items()) for finding in _kernelspec(name, Path(folder))
-    ]
-    yield from findings
-    if all(finding.level == "failure" for finding in findings):
-        yield Finding(
-            "kernelspecs",
-            "warning",
-            "no kernelspec here starts an encrypted kernel",
-            f"{_PYTHON} -m curve_kernel install",
-        )
-    yield from _shadowed(manager, {name: Path(folder) for name, folder in shown.items()})
-    elsewhere = [name for name, folder in shown.items() if not Path(folder).is_relative_to(sys.prefix)]
-    if not elsewhere and not _is_installed("jupyter_server"):
-        yield Finding(
-            "kernelspecs",
-            "warning",
-            f"there is no Jupyter server in {sys.prefix}, and others do not see its kernelspecs",
-            install_beside(),
-        )
-
-
-def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
-    if not (folder / "kernel.json").exists():
-        return  # stock's, which jupyter_client makes up where it is installed nowhere
-    try:
-        spec = KernelSpec.from_resource_dir(str(folder))
-        provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
-        executable = _executable(spec.argv[0])
-    except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
-        yield Finding(
-            "kernelspecs",
-            "failure",
-            f"{name} in {folder} can't be read: {type(error).__name__}: {error}",
-            f"{_PYTHON} -m jupyter kernelspec remove {shlex.quote(name)}",
-        )
-        return
-    ours = runs_curve_kernel(spec.argv)
-    if not ours and not provisioner:
-        return
-    if finding := _provisioner_problem(name, spec, provisioner):
-        yield finding
-        return
-    if ours and (finding := _interpreter_problem(name, folder, spec, executable)):
-        yield finding
-        return
-    if not any("{connection_file}" in word for word in spec.argv):
-        yield Finding(
-            "kernelspecs",
-            "failure",
-            f"{name} in {folder} does not hand over the connection file in argv",
-            _reinstall(name, folder, spec),
-        )
-        return
-    how = f"by {provisioner}" if provisioner else "with keys from the front end"
-    yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}, started {how}")
-
-
-def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:
-    """Find interpreters that can't be had here, since another kernelspec has the name of theirs."""
-    here = {
-        Path(_executable(argv[0])).parent
-        for folder, argv in installed(manager)
-        if folder in shown.values() and runs_curve_kernel(argv)
-    }
-    for folder, argv in installed(manager):
-        first = shown.get(folder.name.lower())
-        if first is None or first == folder or not runs_curve_kernel(argv):
-            continue
-        python = Path(_executable(argv[0]))
-        if python.parent in here:
-            continue
-        command = install_beside(str(python), str(python.parent.parent))
-        if shutil.which(python) is None:
-            command = f"rm -r {shlex.quote(str(folder))}"
-        yield Finding(
-            "kernelspecs",
-            "warning",
-            f"{folder.name} in {folder}, which runs {python}, is not shown: {first} comes first",
-            command,
-        )
-
-
-def _is_installed(package: str) -> bool:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return bool(metadata.version(package))
-    return False
-
-
-def _executable(name: str) -> str:
-    # As KernelManager.format_kernel_cmd does.
-    major, minor = sys.version_info[:2]
-    return sys.executable if name in ("python", f"python{major}", f"python{major}.{minor}") else name
-
-
-def _reinstall(name: str, folder: Path, spec: Any) -> str:
-    """Return the command that replaces a kernelspec where it is."""
-    if folder.is_relative_to(jupyter_data_dir()):
-        where = "--user"
-    elif folder.is_relative_to(sys.prefix):
-        where = "--sys-prefix"
-    else:
-        where = f"--prefix {shlex.quote(str(folder.parents[3]))}"
-    display_name = shlex.quote(spec.display_name)
-    return (
-        f"{_PYTHON} -m curve_kernel install {where} --name {shlex.quote(name)}"
-        f" --display-name {display_name}"
-    )
-
-
-def _provisioner_problem(name: str, spec: Any, provisioner: str | None) -> Finding | None:
-    if not provisioner:
-        return None
-    factory = KernelProvisionerFactory.instance()
-    problem = f"{name} names the provisioner {provisioner}, which is not installed here: it is hidden"
-    with contextlib.suppress(Exception):
-        if factory.is_provisioner_available(spec):
-            # Being there does not mean that it can be imported.
-            try:
-                factory.create_provisioner_instance("doctor", spec, None)
-            except Exception as error:  # noqa: BLE001
-                problem = f"{name}: its provisioner {provisioner} can't be loaded: {error}"
-            else:
-                return None
-    command = f"{_PYTHON} -m pip install --force-reinstall --no-deps {requirement()}"
-    if provisioner != _PROVISIONER:
-        command = f"# install the package that has the provisioner {_one_line(provisioner)} here"
-    return Finding("kernelspecs", "failure", problem, command)
-
-
-def _interpreter_problem(name: str, folder: Path, spec: Any, executable: str) -> Finding | None:
-    if executable == sys.executable:
-        return None
-    try:
-        found = subprocess.run(  # noqa: S603
-            [executable, "-c", "import curve_kernel; print(curve_kernel.__version__)"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ROUND_TRIP_LIMIT,
-            cwd="/",
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = getattr(error, "strerror", None) or f"no answer in {_ROUND_TRIP_LIMIT:.0f} s"
-        message = f"{name} in {folder} runs {executable}, which does not work: {reason}"
-        return Finding("kernelspecs", "failure", message, _reinstall(name, folder, spec))
-    version = found.stdout.strip()
-    command = f"{shlex.quote(executable)} -m pip install --upgrade {requirement()}"
-    if found.returncode:
-        message = f"{name} in {folder} runs {executable}, which has no curve_kernel"
-        return Finding("kernelspecs", "failure", message, command)
-    if version != __version__:
-        message = f"{name} in {folder} runs curve_kernel {version}, and {__version__} is installed here"
-        return Finding("kernelspecs", "warning", message, command)
-    return None
-
-
 def _key_files() -> Iterator[Finding]:
     folder = curve_folder()
     try:
         AuthorizedClients(folder, str).check()
     except (CurveKernelError, OSError) as error:
-        yield _from_error("key files", error)
+        yield from_error("key files", error)
     else:
         skipped: list[str] = []
         listed = list(AuthorizedClients(folder, skipped.append))
         message = f"{len(listed)} client{'s are' if len(listed) > 1 else ' is'} listed in {folder}"
         if not listed:
             message = (
-                f"nobody is listed in {folder}: only their own managers can connect to your kernels"
+                f"no client is listed in {folder}: only their own managers can connect to your kernels"
             )
         yield Finding("key files", "ok", message)
         for line in skipped:
-            yield Finding("key files", "warning", line, f"{_PYTHON} -m curve_kernel clients")
+            yield Finding("key files", "warning", line, f"{PYTHON} -m curve_kernel clients")
     try:
         identity = load_identity()
     except (CurveKernelError, OSError) as error:
         message = error.message if isinstance(error, CurveKernelError) else str(error)
-        yield Finding("key files", "failure", message, f"{_PYTHON} -m curve_kernel keygen --force")
+        yield Finding("key files", "failure", message, f"{PYTHON} -m curve_kernel keygen --force")
     else:
         if identity is not None:
             yield Finding("key files", "ok", f"your own key is {identity.public_key.decode()}")
-
-
-def _from_error(check: str, error: Exception) -> Finding:
-    if isinstance(error, CurveKernelError):
-        return Finding(check, "failure", error.message, _command(error.hint))
-    return Finding(check, "failure", str(error), "# make the file or folder readable for you")
-
-
-def _command(hint: str) -> str:
-    """Return a hint as a shell takes it: the command that it ends with, else a comment."""
-    found = re.search(r"(?:: |`)((?:python|chmod) [^`]+)", hint)
-    if found is None:
-        return f"# {_one_line(hint)}"
-    return re.sub(r"^python ", lambda _: f"{_PYTHON} ", found[1])
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _runtime_folder() -> Iterator[Finding]:
@@ -372,7 +175,7 @@ def _round_trip() -> Iterator[Finding]:
                 message = line.partition("curve_kernel: error: ")[2] or message
                 hint = line.partition("curve_kernel: hint: ")[2] or hint
             yield Finding(
-                "round trip", "failure", f"a kernel did not answer: {message}", _command(hint)
+                "round trip", "failure", f"a kernel did not answer: {message}", as_command(hint)
             )
 
 
@@ -415,7 +218,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
     ("versions", _versions),
     ("CURVE", _curve),
     ("random numbers", _random),
-    ("kernelspecs", _kernelspecs),
+    ("kernelspecs", check_kernelspecs),
     ("folders", _runtime_folder),
     ("key files", _key_files),
     ("round trip", _round_trip),

@@ -121,7 +121,7 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     CurveKernelError
-        If the kernel class can't be imported or is none.
+        If the kernel class can't be imported or is not a kernel class.
     """
     spec = shipped_spec()
     arguments = [f"--CurveKernelApp.client_authorization={options.client_authorization}"]
@@ -209,7 +209,8 @@ class InstallApp(Command):
             metavar="MODE",
             choices=["any", "allowlist"],
             default="allowlist",
-            help="who may connect: allowlist (the default), or any client that has the connection file",
+            help="which clients may connect: those that are listed (allowlist, the default) or any that"
+            " has the connection file",
         )
         parser.add_argument(
             "--no-message-signing",
@@ -342,8 +343,7 @@ class UninstallApp(Command):
                 folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
             except OSError as error:
                 raise CurveKernelError(
-                    f"kernelspec {folder} can't be removed: {error.strerror}",
-                    "remove it as the user who may write there",
+                    f"kernelspec {folder} can't be removed: {error.strerror}"
                 ) from None
             print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
         for line in left:

@@ -8,7 +8,10 @@ They need to know only the server's public key::
     client.load_connection_file()
     client.start_channels()
 
-A connection that is refused or impossible is an exception within five seconds, where stock waits.
+A connection that is refused or impossible is an exception within five seconds, where stock waits. So it
+is later: if the kernel does not accept the client any more, after a restart say, whatever waits for a
+message raises `ConnectionRefusedByKernelError`, ``is_alive()`` is False and ``refusal`` is the error. A
+kernel that is gone may come back, so that is told as in stock, by ``is_alive()``.
 """
 
 from .clients import AsyncKernelClient, BlockingKernelClient, ThreadedKernelClient

@@ -37,16 +37,16 @@ __all__ = ["AsyncKernelClient", "BlockingKernelClient", "ThreadedKernelClient"]
 
 _TIMEOUT = 2.5
 _INTERVAL = 0.5
-"""Seconds between two looks whether the kernel still accepts this client, where one waits for it."""
-_HANG_UPS = 5
-"""A kernel that ends, or an ssh tunnel to one, hangs up too, though not on and on."""
+"""Seconds between two looks whether the kernel still accepts this client, while a call waits."""
+_DISCONNECTIONS = 5
+"""A kernel that ends, or an ssh tunnel to one, disconnects too, but not again and again."""
 
 
 class _CurveClient(KernelClient):
     """What the three clients share; mixed into jupyter_client's classes.
 
-    Once started, a client goes on watching its connections. No thread does it: whoever waits for the
-    kernel looks, twice a second.
+    Once started, a client goes on watching its connections. No thread does it: a call that waits
+    for the kernel looks at them twice a second.
     """
 
     client_keys = Instance(
@@ -146,8 +146,8 @@ class _CurveClient(KernelClient):
         try:
             super().start_channels(*args, **kwargs)
         except BaseException:
-            for one in new:
-                one.close()
+            for handshake in new:
+                handshake.close()
             raise
         finally:
             self._new_handshakes = None
@@ -167,8 +167,8 @@ class _CurveClient(KernelClient):
 
     def _stop_watching(self) -> None:
         with self._lock:
-            for one in self._handshakes:
-                one.close()
+            for handshake in self._handshakes:
+                handshake.close()
             self._handshakes = ()
 
     @property
@@ -181,10 +181,10 @@ class _CurveClient(KernelClient):
         """
         with self._lock:
             if self._handshakes and self._refusal is None:
-                for one in self._handshakes:
-                    one.read()
-                    if one.hang_ups >= _HANG_UPS:
-                        self._suspect(one)
+                for handshake in self._handshakes:
+                    handshake.read()
+                    if handshake.disconnections >= _DISCONNECTIONS:
+                        self._suspect(handshake)
                 self._refusal = self._find_refusal()
                 if self._refusal is not None:
                     self._stop_watching()
@@ -193,29 +193,29 @@ class _CurveClient(KernelClient):
     @property
     def connected(self) -> bool:
         """Whether every channel was connected, as of the last look at `refusal`."""
-        return all(one.up for one in self._handshakes)
+        return all(handshake.up for handshake in self._handshakes)
 
     @property
     def connections(self) -> int:
         """How often the channels have been connected, all together, as of that look."""
-        return sum(one.connections for one in self._handshakes)
+        return sum(handshake.connections for handshake in self._handshakes)
 
-    def _suspect(self, one: Handshake) -> None:
-        """Tell another kernel from none: an ssh tunnel to a kernel that restarts hangs up, too."""
-        mechanism = _mechanism(self._make_url(one.channel))
+    def _suspect(self, handshake: Handshake) -> None:
+        """Tell another kernel from none: an ssh tunnel to a kernel that restarts disconnects, too."""
+        mechanism = _mechanism(self._make_url(handshake.channel))
         if mechanism not in ("CURVE", None):
-            one.fail(NoCurveServerError)
-        elif mechanism and one.suspected:
-            one.fail(WrongServerKeyError)
-        one.suspected, one.hang_ups = bool(mechanism), 0
+            handshake.fail(NoCurveServerError)
+        elif mechanism and handshake.suspected:
+            handshake.fail(WrongServerKeyError)
+        handshake.suspected, handshake.disconnections = bool(mechanism), 0
 
     def _find_refusal(self) -> ConnectionRefusedByKernelError | None:
-        failed = next((one for one in self._handshakes if one.outcome), None)
+        failed = next((handshake for handshake in self._handshakes if handshake.outcome), None)
         if failed is None or failed.outcome is None:
             return None
         outcome, url = failed.outcome, self._make_url(failed.channel)
         if outcome is WrongServerKeyError and (mechanism := _mechanism(url)) != "CURVE":
-            # Which side of a mismatch hangs up first is a matter of chance.
+            # Which side of a mismatch disconnects first is a matter of chance.
             outcome = NobodyThereError if mechanism is None else NoCurveServerError
         if outcome is KeyNotAuthorizedError and self._sees_outputs():
             outcome = ChannelNotForViewersError
@@ -232,7 +232,7 @@ class _CurveClient(KernelClient):
             raise refusal
 
     def _sees_outputs(self) -> bool:
-        iopub = [one for one in self._handshakes if one.channel == "iopub"]
+        iopub = [handshake for handshake in self._handshakes if handshake.channel == "iopub"]
         if iopub:
             wait(iopub, _INTERVAL)
             return iopub[0].up
@@ -292,7 +292,7 @@ class _CurveClient(KernelClient):
 
 
 def _mechanism(url: str) -> str | None:
-    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if there is none."""
+    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if none answers."""
     try:
         return read_mechanism(url, timeout=_INTERVAL)
     except OSError:
@@ -316,7 +316,8 @@ def _explain(
             "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
         ),
         WrongServerKeyError: (
-            f"the server at {url} hung up: it has not the server key in the connection file",
+            f"the server at {url} closed the connection: it does not hold the secret key for this"
+            " connection file's server key",
             "the kernel was started anew, or something else has its port: get its new connection file",
         ),
         NoCurveServerError: (
@@ -324,7 +325,7 @@ def _explain(
             "it is no encrypted kernel, and nothing was sent to it: see the connection file's ports",
         ),
         NobodyThereError: (
-            f"nobody answers at {url}",
+            f"no server answers at {url}",
             "see whether the kernel still runs, and whether its address can be reached from here",
         ),
     }

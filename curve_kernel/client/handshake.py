@@ -1,4 +1,4 @@
-"""The fate of a client's handshake, and an error for each."""
+"""How a client's handshake ends, and an error for each way."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ class NoCurveServerError(ConnectionRefusedByKernelError):
 
 
 class NobodyThereError(ConnectionRefusedByKernelError):
-    """Nobody answers at the connection file's address."""
+    """No server answers at the connection file's address."""
 
 
 class Handshake:
-    """The fate of one socket's connection, read from its monitor.
+    """The state of a socket's connection, read from its monitor.
 
     Its first handshake ends with ``done``, and with an ``outcome`` if it failed. libzmq connects again
     by itself whenever a connection ends, so `read` goes on to tell whether it still may: ``up`` says
-    whether it is connected now, ``connections`` how often it has been, and ``hang_ups`` how often the
-    server has closed a connection in the handshake since.
+    whether it is connected now, ``connections`` how often it has been, and
+    ``disconnections`` how often the server has closed a connection in the handshake since.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Handshake:
         self.done = False
         self.up = False
         self.connections = 0
-        self.hang_ups = 0
+        self.disconnections = 0
         self.suspected = False
         self._socket = socket
         endpoint = f"inproc://curve-kernel-handshake-{next(_NUMBERS)}"
@@ -91,7 +91,7 @@ class Handshake:
         # closes it with its others.
         self.monitor: zmq.Socket[Any] = socket.context.socket(zmq.PAIR, socket_class=zmq.Socket)
         self.monitor.linger = 0
-        # With a limit libzmq's I/O thread would stop and wait for who does not read.
+        # With a limit libzmq's I/O thread would stop and wait for this monitor's reader.
         self.monitor.rcvhwm = 0
         self.monitor.connect(endpoint)
 
@@ -105,7 +105,7 @@ class Handshake:
             case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.done = self.up = True
                 self.connections += 1
-                self.hang_ups, self.suspected = 0, False
+                self.disconnections, self.suspected = 0, False
             case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self.fail(KeyNotAuthorizedError)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
@@ -113,10 +113,10 @@ class Handshake:
             case zmq.EVENT_DISCONNECTED if self.up:
                 self.up = False
             case zmq.EVENT_DISCONNECTED:
-                # A CURVE server hangs up on a HELLO that was made for another server key. So does a
-                # kernel that ends just now; that one does not accept a second time.
-                self.hang_ups += 1
-                if self.hang_ups == 2 and not self.connections:
+                # A CURVE server disconnects after a HELLO that was made for another server key. So does
+                # a kernel that ends just now, but it does not accept a second time.
+                self.disconnections += 1
+                if self.disconnections == 2 and not self.connections:
                     self.fail(WrongServerKeyError)
 
     def fail(self, outcome: type[ConnectionRefusedByKernelError]) -> None:
@@ -124,9 +124,9 @@ class Handshake:
         self.done, self.up, self.outcome = True, False, outcome
 
     def give_up(self) -> None:
-        """Take a first handshake that has not come to an end by now for one with nobody."""
+        """Let a first handshake that is not over by now fail."""
         if not self.done:
-            self.fail(NobodyThereError if not self.hang_ups else WrongServerKeyError)
+            self.fail(NobodyThereError if not self.disconnections else WrongServerKeyError)
 
     def close(self) -> None:
         """Stop watching."""
@@ -144,11 +144,11 @@ def wait(handshakes: Sequence[Handshake], timeout: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             break
-        zmq.select([one.monitor for one in waiting], [], [], timeout=left)
-        for one in waiting:
-            one.read()
-    for one in handshakes:
-        one.give_up()
+        zmq.select([handshake.monitor for handshake in waiting], [], [], timeout=left)
+        for handshake in waiting:
+            handshake.read()
+    for handshake in handshakes:
+        handshake.give_up()
 
 
 async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
@@ -156,11 +156,11 @@ async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while (waiting := _undecided(handshakes)) and time.monotonic() < deadline:
         await asyncio.sleep(_INTERVAL)
-        for one in waiting:
-            one.read()
-    for one in handshakes:
-        one.give_up()
+        for handshake in waiting:
+            handshake.read()
+    for handshake in handshakes:
+        handshake.give_up()
 
 
 def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
-    return [one for one in handshakes if not one.up and one.outcome is None]
+    return [handshake for handshake in handshakes if not handshake.up and handshake.outcome is None]

@@ -14,9 +14,21 @@ __all__ = ["keyed_heartbeat"]
 
 
 class _KeyedHBChannel(HBChannel):
-    """Upstream's makes a fresh pair for each socket, which no list of clients has."""
+    """Upstream's makes a fresh pair for each socket, which no list of clients has.
+
+    And it waits for ever to send a ping where its key is rejected: libzmq does not try again.
+    """
 
     client_keys: KeyPair
+
+    async def _async_run(self) -> None:
+        while not self._exit.is_set():
+            try:
+                await super()._async_run()
+            except zmq.Again:
+                self._beating = False
+            else:
+                return
 
     def _create_socket(self) -> None:
         if self.curve_serverkey is None or self.context is None:
@@ -27,6 +39,7 @@ class _KeyedHBChannel(HBChannel):
             self.socket.close()
         self.socket = self.context.socket(zmq.REQ)
         self.socket.linger = 1000
+        self.socket.sndtimeo = int(self.time_to_dead * 1000)
         sockets.make_client(self.socket, self.client_keys, self.curve_serverkey)
         self.socket.connect(self.address)
         self.poller.register(self.socket, zmq.POLLIN)
@@ -39,5 +52,6 @@ def keyed_heartbeat(channel_class: Any, client_keys: KeyPair) -> Any:
     """
     if not (isinstance(channel_class, type) and issubclass(channel_class, HBChannel)):
         return channel_class
-    bases = (_KeyedHBChannel, channel_class)
+    keyed = issubclass(channel_class, _KeyedHBChannel)
+    bases = (channel_class,) if keyed else (_KeyedHBChannel, channel_class)
     return type(channel_class.__name__, bases, {"client_keys": client_keys})

@@ -1,8 +1,8 @@
 """The debug adapter's process: debugpy's own adapter, without a port.
 
-debugpy's adapter listens on two loopback ports, one for the front end and one for the debugged process,
-and lets in whoever connects. Here it gets its connections one by one, each a socket that is connected
-already, over a pair of sockets that it inherits from the kernel; no name leads to any of them.
+debugpy's adapter listens on two loopback ports, for the front end and for the debugged process, and
+accepts every client. Here the kernel hands it each connection as a socket that is connected already,
+over a pair of sockets that the adapter inherits; no address leads to any of them.
 
 Run as ``python adapter.py DESCRIPTOR``. It ends when the kernel does.
 """
@@ -49,7 +49,7 @@ def main() -> None:
     while True:
         name, descriptors, _, _ = socket.recv_fds(kernel, 16, 1)
         if not descriptors:
-            # Sessions have nobody left to talk to.
+            # The kernel has ended.
             os._exit(0)
         connection = socket.socket(fileno=descriptors[0])
         threading.Thread(target=handlers[name.decode()], args=(connection,), daemon=True).start()

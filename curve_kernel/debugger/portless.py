@@ -1,75 +1,35 @@
 """ipykernel's debugger, without a port.
 
 Upstream runs ``debugpy.listen`` in the kernel, which starts an adapter process with two loopback ports
-that ask nobody who they are. Here the same adapter is connected to the kernel and to the kernel's
-pydevd by pairs of sockets that nobody else has; see `debug_adapter`. It answers as before.
+that accept every client. Here the same adapter is connected to the kernel and to the kernel's pydevd by
+pairs of sockets that no other process has; see `adapter`. It answers as before.
 
-debugpy is a fifth of what a kernel imports, and most kernels are never debugged. So it is imported when
-the first request comes that needs it.
+debugpy is imported when the first request comes that needs it; see `late_import`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import codecs
-import importlib.metadata
-import importlib.util
 import os
 import socket as stdlib_socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ipykernel.compiler import get_tmp_directory
 from tornado.ioloop import IOLoop
 
+from ..upstream import replaced
 from . import adapter as debug_adapter
-
-
-@contextmanager
-def _without_debugpy() -> Iterator[None]:
-    """Let a first ``import debugpy`` fail, for which ipykernel's debugger is prepared."""
-    if "debugpy" in sys.modules or "pydevd" in sys.modules:
-        yield
-        return
-    sys.modules["debugpy"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["debugpy"]
-
-
-with _without_debugpy():
-    from ipykernel import debugger
+from .late_import import debugger, find_debugpy, import_debugpy
 
 __all__ = ["PortlessDebugger", "check", "install"]
 
-# What `_AdapterStream.listen` is made of, in files of the package debugpy.
-_NEEDED = {
-    "server/api.py": ("_settrace", "_starts_debugging", "listen"),
-    "_vendored/pydevd/pydevd.py": ("start_client",),
-}
-
 _ADAPTER_ENDED = "the debug adapter has ended"
-
-# debugpy as it was found when the kernel started: a notebook's folder must not shadow it later.
-_found: ModuleSpec | None = None
-
-
-@contextmanager
-def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
 
 
 class _AdapterStream:
@@ -80,7 +40,7 @@ class _AdapterStream:
         self._adapter: stdlib_socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: stdlib_socket.socket | None = None
-        self.hung_up = asyncio.Event()
+        self.closed = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
@@ -95,7 +55,7 @@ class _AdapterStream:
         self.disconnect("")
         self._connection = self._pass_on("Client")
         self._decoder.reset()
-        self.hung_up.clear()
+        self.closed.clear()
         IOLoop.current().add_handler(self._connection, self._read, IOLoop.READ)
 
     def disconnect(self, _: str) -> None:
@@ -118,7 +78,7 @@ class _AdapterStream:
             self.on_recv(self._decoder.decode(data))
         else:
             self.disconnect("")
-            self.hung_up.set()
+            self.closed.set()
 
     def _pass_on(self, name: str) -> stdlib_socket.socket:
         """Give the adapter one end of a new pair of sockets, and return the other."""
@@ -152,7 +112,7 @@ class _AdapterStream:
         from debugpy.server import api
 
         if api.listen.called:
-            # By the user's own code, perhaps. pydevd would say nothing to a second one.
+            # By the user's own code, perhaps. pydevd would ignore a second call.
             raise RuntimeError("debugpy.listen() or connect() has already been called on this process")
         connection = self._pass_on("Server")
 
@@ -160,7 +120,7 @@ class _AdapterStream:
             host, port = address
             # A child process could reach the adapter through a port only.
             settrace_kwargs["patch_multiprocessing"] = False
-            with _replaced(pydevd, "start_client", lambda *_: connection):
+            with replaced(pydevd, start_client=lambda *_: connection):
                 api._settrace(
                     host=host,
                     port=port,
@@ -174,7 +134,7 @@ class _AdapterStream:
 
         def leave() -> None:
             # The threads that would resume a child from a breakpoint are not in it, and the adapter
-            # ends when nobody holds the other end of its connections.
+            # ends when no process holds the other end of its connections.
             import pydevd_tracing
 
             if getattr(pydevd_tracing, "PYDEVD_USE_SYS_MONITORING", False):
@@ -184,9 +144,9 @@ class _AdapterStream:
             else:
                 pydevd_tracing.SetTrace(None)  # sys.settrace is a warning by now
             threading.settrace(None)
-            for one in (self._adapter, self._connection, connection):
-                if one is not None:
-                    one.close()
+            for end in (self._adapter, self._connection, connection):
+                if end is not None:
+                    end.close()
 
         os.register_at_fork(after_in_child=leave)
         return address
@@ -197,7 +157,7 @@ class PortlessDebugger(debugger.Debugger):
 
     def __init__(self, log: Any, _debugpy_stream: Any, *args: Any, **kwargs: Any) -> None:
         self._stream = _AdapterStream()
-        with _replaced(debugger, "VariableExplorer", lambda: None):
+        with replaced(debugger, VariableExplorer=lambda: None):
             super().__init__(log, self._stream, *args, **kwargs)
         self._stream.on_recv = self.debugpy_client.receive_dap_frame
         # Not -1, for which upstream would bind a socket to find a free port.
@@ -207,7 +167,7 @@ class PortlessDebugger(debugger.Debugger):
         """Answer a request, in any case; the first that needs debugpy imports it."""
         try:
             if self.variable_explorer is None and message["command"] != "debugInfo":
-                files = _import_debugpy()
+                files = import_debugpy()
                 self.variable_explorer = debugger.VariableExplorer()
                 # Since 7.0 frames of what was imported when the kernel started are not shown.
                 getattr(self, "kernel_modules", []).extend(files)
@@ -226,14 +186,14 @@ class PortlessDebugger(debugger.Debugger):
     async def _forward_message(self, msg: dict[str, Any]) -> Any:
         """Ask the adapter, and wait no longer than it lives: control would be blocked for ever."""
         reply = asyncio.ensure_future(super()._forward_message(msg))
-        hung_up = asyncio.ensure_future(self._stream.hung_up.wait())
+        closed = asyncio.ensure_future(self._stream.closed.wait())
         try:
-            await asyncio.wait((reply, hung_up), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reply, closed), return_when=asyncio.FIRST_COMPLETED)
             if not reply.done():
                 raise ConnectionError(_ADAPTER_ENDED)
             return reply.result()
         finally:
-            hung_up.cancel()
+            closed.cancel()
             reply.cancel()
 
     def start(self) -> bool:
@@ -246,64 +206,11 @@ class PortlessDebugger(debugger.Debugger):
             self.log.error("The debugger does not start: %s belongs to somebody else", folder)
             return False
         folder.chmod(0o700)  # before 7.0 upstream leaves it to the umask, and code is dumped into it
-        with _replaced(debugpy, "listen", self._stream.listen):
+        with replaced(debugpy, listen=self._stream.listen):
             started = bool(super().start())
         if not started:
             self.stop()  # upstream has connected all the same
         return started
-
-
-def _import_debugpy() -> list[str]:
-    """Import of debugpy what ipykernel's debugger takes from it; return the files of debugpy's modules.
-
-    Raises
-    ------
-    ImportError
-        If something is missing of it, or of what `_AdapterStream.listen` takes.
-    """
-    hook = sys.breakpointhook
-    try:
-        if "debugpy" not in sys.modules and _found is not None and _found.loader is not None:
-            package = sys.modules["debugpy"] = importlib.util.module_from_spec(_found)
-            try:
-                _found.loader.exec_module(package)
-            except BaseException:
-                del sys.modules["debugpy"]  # as an import does
-                raise
-        # First, since it makes the others importable.
-        api = importlib.import_module("debugpy.server.api")
-    finally:
-        if hook is not _ignore_breakpoint:
-            sys.breakpointhook = hook
-    pydevd = importlib.import_module("pydevd")
-    frames = importlib.import_module("_pydevd_bundle.pydevd_suspended_frames")
-    modules = {"server/api.py": api, "_vendored/pydevd/pydevd.py": pydevd}
-    if not all(hasattr(modules[file], name) for file, names in _NEEDED.items() for name in names):
-        raise ImportError(_unknown())
-    vars(debugger).update(
-        pydevd_frame_utils=importlib.import_module("_pydevd_bundle.pydevd_frame_utils"),
-        SuspendedFramesManager=frames.SuspendedFramesManager,
-        _FramesTracker=frames._FramesTracker,
-    )
-    folder = f"{sys.modules['debugpy'].__path__[0]}{os.sep}"
-    # Not getattr: a module may import more, or fail, when it is asked for a name.
-    files = [getattr(module, "__dict__", {}).get("__file__") for module in sys.modules.copy().values()]
-    return [file for file in files if isinstance(file, str) and file.startswith(folder)]
-
-
-def _ignore_breakpoint(*_args: Any, **_kwargs: Any) -> None:
-    """Do what debugpy's ``sys.breakpointhook`` does while nobody debugs."""
-
-
-def _unknown() -> str:
-    version = importlib.metadata.version("debugpy")
-    return f"debugpy {version} would open a port for anybody, and it is not known how to stop it"
-
-
-def _knows(folder: str) -> bool:
-    """Whether debugpy looks as `_import_debugpy` wants it, which finds out when it imports it."""
-    texts = {file: Path(folder, file).read_text("utf-8") for file in _NEEDED}
-    return all(name in texts[file] for file, names in _NEEDED.items() for name in names)
 
 
 def install() -> str | None:
@@ -314,34 +221,26 @@ def install() -> str | None:
     str or None
         Why there is no debugger at all, where debugpy is of a version that can't be made safe.
     """
-    global _found
     debugger._is_debugpy_available = False
     try:
-        _found = importlib.util.find_spec("debugpy")
-        if _found is None or not _found.submodule_search_locations:
+        if not find_debugpy():
             return None
-        if "pydevd" in sys.modules:
-            _import_debugpy()
-        elif _knows(_found.submodule_search_locations[0]):
-            sys.breakpointhook = _ignore_breakpoint
-        else:
-            return _unknown()
     except Exception as error:  # noqa: BLE001  whatever is wrong with debugpy, the kernel starts
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
     vars(debugger)["Debugger"] = PortlessDebugger
     debugger._is_debugpy_available = True
     return None
 
 
 def check(kernel: Any) -> str | None:
-    """Take the debugger away from a kernel that has another one than `PortlessDebugger`.
+    """Take the debugger away from a kernel whose debugger is not a `PortlessDebugger`.
 
     Returns
     -------
     str or None
-        Why there is none, if so.
+        Why the kernel has no debugger, if so.
     """
     if isinstance(getattr(kernel, "debugger", None), (PortlessDebugger, type(None))):
         return None
     debugger._is_debugpy_available = False
-    return f"{type(kernel).__name__} has a debugger of its own, which may open a port for anybody"
+    return f"{type(kernel).__name__} has a debugger of its own, which may open a plaintext port"

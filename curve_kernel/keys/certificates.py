@@ -7,7 +7,7 @@ They live in the folder ``curve`` of Jupyter's configuration folder, in pyzmq's 
     owners/NAME.key      clients that may use every channel
     viewers/NAME.key     clients that may use iopub and hb only
 
-The folder is the role: ``ls`` shows who may do what.
+The folder is the role: ``ls`` shows the role of each client.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ import stat
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_config_dir
-from zmq.auth import load_certificate
 
 from .. import files
 from ..errors import CurveKernelError
 from .pair import KeyPair, parse
 
-__all__ = ["curve_folder", "load_identity", "make_folder", "read_certificate", "write_certificate"]
+__all__ = [
+    "curve_folder",
+    "load_identity",
+    "make_folder",
+    "parse_certificate",
+    "read_certificate",
+    "write_certificate",
+]
+
+
+_FORM = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
 
 
 def curve_folder() -> Path:
@@ -46,20 +55,44 @@ def read_certificate(path: Path) -> tuple[bytes, bytes | None]:
     CurveKernelError
         If it can't be read or holds no key. The message never quotes the file.
     """
-    hint = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
     try:
-        files.read(path)
-        public_key, secret_key = load_certificate(path)
+        content, _ = files.read(path)
     except OSError as error:
-        reason = error.strerror or "it is missing"
-        raise CurveKernelError(f"certificate {path} can't be read: {reason}", hint) from None
-    except (ValueError, IndexError):
-        raise CurveKernelError(f"certificate {path} holds no public key", hint) from None
-    public_key = parse(public_key, f"public-key in certificate {path}")
-    if secret_key is not None:
-        secret_key = parse(secret_key, f"secret-key in certificate {path}")
-        if KeyPair.from_secret(secret_key).public_key != public_key:
-            raise CurveKernelError(f"the two keys in certificate {path} are not a pair", hint)
+        raise CurveKernelError(f"certificate {path} can't be read: {error.strerror}", _FORM) from None
+    return parse_certificate(content, str(path))
+
+
+def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
+    """Return public key and secret key, if it has one, of a certificate, as pyzmq reads it.
+
+    Parameters
+    ----------
+    content : bytes
+        What is in the file.
+    name : str
+        What it is called, for messages, which never quote it.
+
+    Raises
+    ------
+    CurveKernelError
+        If it holds no public key, or a key that is malformed or not of the pair.
+    """
+    found: dict[bytes, bytes] = {}
+    for line in content.split(b"\n"):
+        field, _, value = line.strip().partition(b"=")
+        for key in (b"public-key", b"secret-key"):
+            if field.startswith(key):
+                found[key] = value.strip(b" \t'\"")
+        if len(found) == 2:
+            break
+    if b"public-key" not in found:
+        raise CurveKernelError(f"certificate {name} holds no public key", _FORM)
+    public_key = parse(found[b"public-key"], f"public-key in certificate {name}")
+    if b"secret-key" not in found:
+        return public_key, None
+    secret_key = parse(found[b"secret-key"], f"secret-key in certificate {name}")
+    if KeyPair.from_secret(secret_key).public_key != public_key:
+        raise CurveKernelError(f"the two keys in certificate {name} are not a pair", _FORM)
     return public_key, secret_key
 
 
@@ -90,7 +123,7 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
 
 
 def load_identity(folder: Path | None = None) -> KeyPair | None:
-    """Return this user's client key pair, or None if there is none yet.
+    """Return this user's client key pair, or None if it has not been made yet.
 
     Raises
     ------

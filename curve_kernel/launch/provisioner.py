@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import socket as stdlib_socket
-import sys
 import textwrap
 import time
 from collections.abc import Mapping
@@ -29,6 +26,7 @@ from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
+from .ports import HeldPorts
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -50,7 +48,7 @@ class StartError(CurveKernelError):
     def __str__(self) -> str:
         return "\n".join(
             textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-            for text in (self.message, self.hint)
+            for text in filter(None, (self.message, self.hint))
         )
 
 
@@ -80,7 +78,6 @@ class CurveProvisioner(LocalProvisioner):
     )
 
     _keys: KeyPair | None = None
-    _held_ports: tuple[stdlib_socket.socket, ...] = ()
     _allowlist: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -91,6 +88,7 @@ class CurveProvisioner(LocalProvisioner):
                 "in its kernelspec's config there can be key_distribution and message_signing",
             )
         super().__init__(**kwargs)
+        self._held_ports = HeldPorts()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
@@ -122,12 +120,12 @@ class CurveProvisioner(LocalProvisioner):
                 km.connection_file,
                 {"curve_publickey": public_key, "curve_secretkey": secret_key},
             )
-            self._tell_manager()
+            self._set_manager_keys()
             self.connection_info = km.get_connection_info()
         else:
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
-        self._hold_ports(km)
+        self._held_ports.hold(km.transport, km.ip, km.ports)
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -142,7 +140,7 @@ class CurveProvisioner(LocalProvisioner):
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
-            self._release_ports()
+            self._held_ports.release()
             raise
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -158,45 +156,25 @@ class CurveProvisioner(LocalProvisioner):
         try:
             await super().post_launch(**kwargs)
             if self.key_distribution == "env":
-                km = self._tell_manager()
+                km = self._set_manager_keys()
                 km._close_control_socket()
                 km._connect_control_socket()
                 public_key = self._keys.public_key.decode()
                 connection_file.update(km.connection_file, {"curve_publickey": public_key})
-            if problem := await self._find_problem():
+            if problem := await self._verify_encryption():
                 raise problem
         except CurveKernelError:
             await self._end_kernel()
             raise
         finally:
-            self._release_ports()
+            self._held_ports.release()
 
-    def _hold_ports(self, km: Any) -> None:
-        """Bind the kernel's ports until it has done so, or an outgoing connection may get one.
-
-        On Linux a socket that does not listen lets another one with SO_REUSEADDR have its port.
-        """
-        self._release_ports()
-        if km.transport != "tcp" or sys.platform != "linux":
-            return
-        for channel in ("shell", "stdin", "control", "iopub", "hb"):
-            held = stdlib_socket.socket()
-            held.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            self._held_ports += (held,)
-            with contextlib.suppress(OSError):  # the kernel will say which, and why
-                held.bind((km.ip, getattr(km, f"{channel}_port")))
-
-    def _release_ports(self) -> None:
-        for held in self._held_ports:
-            held.close()
-        self._held_ports = ()
-
-    async def _find_problem(self) -> CurveKernelError | None:
+    async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
         assert self._keys is not None
         km: Any = self.parent
         url = km._make_url("control")
-        # Not the manager's: who shuts it down meanwhile would wait for a socket that it does not know.
+        # Not the manager's: a shutdown meanwhile would wait for a socket that it does not know.
         context: zmq.Context[Any]
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.linger = 0
@@ -261,11 +239,11 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
-        self._release_ports()
+        self._held_ports.release()
         if not restart:
             self._keys = None
 
-    def _tell_manager(self) -> Any:
+    def _set_manager_keys(self) -> Any:
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
@@ -296,8 +274,9 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
 
 
 def _require_jupyter_client() -> None:
+    # pip warns and goes on, where another package wants an older one.
     if jupyter_client.version_info < (8, 9):
-        raise StartError(
+        raise CurveKernelError(
             f"jupyter_client {jupyter_client.__version__} in the server's environment is too old to"
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",

@@ -355,7 +355,10 @@ def test_a_viewer_sees_outputs_and_its_requests_never_arrive(tmp_path, folder):
             ("control", "debug_request", {"type": "request", "seq": 1, "command": "initialize"}),
             ("stdin", "input_reply", {"value": "viewer's"}),
         ]:
-            sockets[channel].send_multipart(session.serialize(session.msg(kind, content)))
+            # libzmq holds nothing for a server that has rejected the client already.
+            with contextlib.suppress(zmq.Again):
+                message = session.serialize(session.msg(kind, content))
+                sockets[channel].send_multipart(message, zmq.NOBLOCK)
         time.sleep(1)
         assert run_code(client, "print('viewed' in globals())") == ("ok", "False\n")
         heard = b""
@@ -658,10 +661,10 @@ def test_curve_magic_with_anybody_and_as_html(tmp_path):
         own.load_connection_info({**info, "curve_secretkey": None})
         own.start_channels()
         request = client.execute("%curve")
-        while (message := client.get_iopub_msg(timeout=20))["msg_type"] != "execute_result":
+        while (message := client.get_iopub_msg(timeout=60))["msg_type"] != "execute_result":
             pass
         own.stop_channels()
-        assert client.get_shell_msg(timeout=20)["parent_header"]["msg_id"] == request
+        assert client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] == request
         data = message["content"]["data"]
         assert stranger.public_key.decode() in data["text/plain"]
         assert "any client that knows the server key" in data["text/plain"]

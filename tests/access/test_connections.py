@@ -95,6 +95,23 @@ def test_names_are_never_exchanged_whatever_the_order():
     assert named > 1000
 
 
+def test_successes_are_of_all_or_of_nobody():
+    table = Connections()
+    first, second = accept(table, "iopub", 7), accept(table, "iopub", 8)
+    accept(table, "shell", 9)
+    assert table.succeeded("iopub") == []
+    assert table.succeeded("iopub") == [first, second]
+    # One of two has succeeded, and one of them leaves: perhaps that one.
+    table = Connections()
+    first, second = accept(table, "iopub", 7), accept(table, "iopub", 8)
+    assert table.succeeded("iopub") == []
+    table.ended("iopub", 8)
+    third = accept(table, "iopub", 8)
+    assert table.succeeded("iopub") == []
+    table.got_ready(third)
+    assert table.succeeded("iopub") == [first]
+
+
 def test_who_remains_is_known_when_the_other_has_spoken():
     table = Connections()
     first, second = accept(table, "shell", 7), accept(table, "shell", 8)

@@ -148,7 +148,7 @@ class TestEach:
             # Bound, but not listening: nobody answers, and nobody else takes the port meanwhile.
             error = failure(kind, {**kernel, **dict(zip(names, ports, strict=True))})
         assert type(error) is clients.NobodyThereError
-        assert "nobody answers" in error.message
+        assert "no server answers" in error.message
 
     def test_somebody_who_says_nothing(self, kind, kernel):
         with contextlib.ExitStack() as stack:
@@ -349,7 +349,7 @@ def test_clients_that_are_refused_after_a_restart_notice_it(folder):
                 client.stop_channels()
 
         threads, raised = raises_in_threads(waits)
-        assert ready.wait(20)
+        assert ready.wait(60)
         assert threaded.refusal is None
         (folder / "owners" / "olga.key").unlink()
         (folder / "owners" / "vera.key").rename(folder / "viewers" / "vera.key")
@@ -379,7 +379,7 @@ def test_a_client_outlives_a_restart_of_the_kernel(folder):
         )
         try:
             km.restart_kernel(now=True)
-            client.wait_for_ready(timeout=20)
+            client.wait_for_ready(timeout=60)
             assert run_code(client, "print('on')") == ("ok", "on\n")
             assert client.refusal is None
         finally:
@@ -454,14 +454,14 @@ def test_a_restart_behind_a_tunnel_is_no_refusal(tmp_path, folder):
             tunneled = info | {name: one.port for name, one in forwarders.items()}
             client = connected(clients.BlockingKernelClient, tunneled, own)
             stack.callback(client.stop_channels)
-            client.wait_for_ready(timeout=20)
+            client.wait_for_ready(timeout=60)
         shell = forwarders["shell_port"]
         while shell.hang_ups < 20:
             with pytest.raises(TimeoutError):
                 client.kernel_info(reply=True, timeout=0.2)
         file.write_text(json.dumps(info))
         with headless(ALLOWLIST, file=file, env=env):
-            client.wait_for_ready(timeout=20)
+            client.wait_for_ready(timeout=60)
             assert client.refusal is None
     with contextlib.ExitStack() as stack:
         # And nobody behind it from the start is not a kernel of another kind.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from nbformat import v4, write
-from test_frontends import CELLS, check_outputs, normalized
+from test_server import CELLS, check_outputs, normalized
 
 KERNELS = ("python3", "python3-curve")
 BROKEN = 2

@@ -1,4 +1,4 @@
-"""jupyter_server by hand-written client, twenty kernels at once; test_frontends has the life of one."""
+"""jupyter_server by hand-written client, twenty kernels at once; test_server has the life of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 import pytest
 from browser import jupyter_server
 from support import wait_for
-from test_frontends import PROTOCOLS, Server, check_ports, pid_of
+from test_server import PROTOCOLS, Server, check_ports, pid_of
 
 COUNT = 20
 

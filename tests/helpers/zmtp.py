@@ -46,8 +46,9 @@ class Peer:
         keys: tuple[bytes, bytes] | None = None,
         *,
         timeout: float = 2,
+        source: str = "",
     ) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout, (source, 0))
         self.server_key = z85.decode(server_key.encode()) if server_key else bytes(32)
         self.public_key, self.secret_key = (
             [z85.decode(key) for key in keys] if keys else crypto_box_keypair()

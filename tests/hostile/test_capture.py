@@ -105,7 +105,7 @@ def record(kind: str, tmp_path: Path) -> tuple[bytes, dict[str, str], dict[str, 
         finally:
             for process in (kernel, tcpdump):
                 process.send_signal(signal.SIGINT if process is tcpdump else signal.SIGTERM)
-                process.wait(10)
+                process.wait(60)
     return capture.read_bytes(), markers, info
 
 

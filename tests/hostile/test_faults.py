@@ -128,7 +128,7 @@ def test_a_forked_child_does_not_keep_the_ports(tmp_path: Path) -> None:
         ports = {value for name, value in info.items() if name.endswith("_port")}
         assert not [one for one in held if one.laddr.port in ports]
         process.kill()
-        process.wait(10)
+        process.wait(60)
         assert psutil.pid_exists(child)
         again, same = stack.enter_context(headless(file=file))
         assert {name: same[name] for name in info if name.endswith("_port")} == {
@@ -232,7 +232,7 @@ def test_the_cable_is_pulled_out(tmp_path: Path) -> None:
             sent, replies, outputs = json.loads(out)
         finally:
             kernel.terminate()
-            kernel.wait(10)
+            kernel.wait(60)
     assert len(sent) > DOWN * 5
     assert collections.Counter(replies) == collections.Counter(sent)
     assert collections.Counter(outputs) == collections.Counter(sent)

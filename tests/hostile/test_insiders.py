@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import queue
+import random
+import re
 import socket
 import struct
 import threading
@@ -16,7 +20,7 @@ import zmq
 from support import run_code, wait_for
 from test_floods import OPEN_64
 from victim import Victim, figure, victim
-from zmtp import Peer, frame, greeting, metadata
+from zmtp import Peer, crypto_box, frame, greeting, metadata, named
 
 from curve_kernel.client import BlockingKernelClient
 from curve_kernel.keys import KeyPair
@@ -40,7 +44,7 @@ def new_owner(kernel: Victim) -> float:
     client.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=20)
+        client.wait_for_ready(timeout=60)
     finally:
         client.stop_channels()
     return time.monotonic() - start
@@ -174,6 +178,171 @@ def test_a_subscriber_and_a_heartbeat_that_stay_are_not_cut(kernel: Victim) -> N
         heard, hung_up = iopub.rest(0.5)
         assert not hung_up
         assert len(heard) > 500
+
+
+def command(peer: Peer, body: bytes) -> bytes:
+    """A ZMTP command, encrypted as a message is."""
+    nonce = peer.next_nonce()
+    purpose = b"CurveZMQMESSAGEC" + nonce
+    box = crypto_box(b"\x02" + body, purpose, peer.server_short, peer.short_secret)
+    return frame(named(b"MESSAGE", nonce + box), command=False)
+
+
+PING = b"\x04PING\0\0abc"
+BURST_SECONDS = float(os.environ.get("CURVE_KERNEL_BURST_SECONDS", "6"))
+
+
+def test_bursts_with_pings_that_end_in_a_reset(kernel: Victim) -> None:
+    """libzmq aborts the process if it has to stop reading such a connection (`!_io_error`)."""
+    rng = random.Random(BURST_SECONDS)
+    ports, before, files = kernel.channels, kernel.process.memory_info().rss, kernel.process.num_fds()
+    end, bursts = time.monotonic() + BURST_SECONDS, 0
+    while time.monotonic() < end:
+        channel, kind = rng.choice([("iopub", b"SUB"), ("hb", b"REQ")])
+        pair = keys(kernel.viewer) if rng.random() < 0.8 else zmq.curve_keypair()
+        with contextlib.suppress(OSError), Peer(ports[channel], kernel.server_key, pair) as peer:
+            bursts += 1
+            peer.to_ready(kind)
+            share, count = rng.choice([0, 0.05, 0.5]), rng.choice([3, 12, 50, 300, 1000, 2500, 4000])
+            burst = [
+                command(peer, PING)
+                if rng.random() < share
+                else peer.message(rng.choice([b"\x01topic%d" % number, b"", b"\0x", b"hello", b"\x01"]))
+                for number in range(count)
+            ]
+            data = b"".join([*burst, command(peer, PING)])
+            peer.send(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
+            if rng.random() < 0.7:
+                peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if bursts % 20 == 0:
+            kernel.works()
+    kernel.works()
+    figure("bursts", kernel.name, bursts=bursts, mib=grown(kernel, before))
+    assert grown(kernel, before) < 64
+    wait_for("their files to be given back", lambda: kernel.process.num_fds() < files + 8)
+
+
+def subscriber(kernel: Victim, port: int, topic: bytes = b"") -> Peer:
+    peer = Peer(port, kernel.server_key, keys(kernel.viewer))
+    peer.to_ready(b"SUB")
+    peer.send(peer.message(b"\x01" + topic))
+    return peer
+
+
+def test_a_viewer_that_reads_nothing_is_disconnected_as_a_slow_reader(kernel: Victim) -> None:
+    ports, lines = kernel.channels, "print('x' * 500_000)\n"
+    run_code(
+        kernel.client, "import os; from IPython.display import display; data = os.urandom(10_000_000)"
+    )
+    show = "for _ in range({}): display({{'image/png': data}}, raw=True)\n"
+    run_code(kernel.client, show.format(4), timeout=120)  # what that takes by itself
+    peers = [subscriber(kernel, ports["iopub"]) for _ in range(4)]
+    wait_for("the viewer", lambda: "vera" in curve(kernel))
+    before, most = kernel.process.memory_info().rss, 0.0
+    for _ in range(10):
+        status, text = run_code(kernel.client, show.format(4) + lines + "print('end')", timeout=120)
+        assert (status, len(text), text[-4:]) == ("ok", 500_001 + 4, "end\n")
+        most = max(most, grown(kernel, before))
+    wait_for("them to be disconnected", lambda: re.search(r"slow reader +iopub +4", curve(kernel)))
+    figure("slow readers", kernel.name, grown_mib=round(most))
+    assert most < 128
+    for peer in peers:
+        peer.socket.close()
+
+
+def test_a_viewer_that_reads_is_none_whatever_it_reads(kernel: Victim) -> None:
+    code = "import os; from IPython.display import display; data = os.urandom(10_000_000)"
+    run_code(kernel.client, code)
+    peer = subscriber(kernel, kernel.channels["iopub"])
+    wait_for("the viewer", lambda: "vera" in curve(kernel))
+    heard = 0
+
+    def read() -> None:
+        nonlocal heard
+        with contextlib.suppress(OSError):
+            while chunk := peer.socket.recv(1 << 20):
+                heard += len(chunk)
+
+    reader = threading.Thread(target=read, daemon=True)
+    peer.socket.settimeout(None)
+    reader.start()
+    run_code(kernel.client, "for _ in range(20): display({'image/png': data}, raw=True)", timeout=120)
+    wait_for("all of it", lambda: heard > 20 * 13_000_000, timeout=60)
+    assert "slow reader" not in curve(kernel)
+    peer.socket.close()
+
+
+def test_nobody_is_welcomed_with_a_text_of_a_viewers_choice(kernel: Victim) -> None:
+    texts = [b"\x1b]0;evil\x07", b"kernel", b"\xff", b""]
+    peers = [subscriber(kernel, kernel.channels["iopub"], text) for text in texts]
+    wait_for("them", lambda: re.search(r"vera +viewer +iopub x 4", curve(kernel)))
+    heard = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            heard.append(kernel.client.get_iopub_msg(timeout=1))
+    welcomed = [one["content"] for one in heard if one["msg_type"] == "iopub_welcome"]
+    assert all(one == {"subscription": ""} for one in welcomed)
+    for peer in peers:
+        peer.socket.close()
+
+
+ROLES = """
+from collections import Counter
+ports = {port.channel: port.connections for port in get_ipython().kernel.parent.bound_ports()}
+print(sorted(Counter((one.role, one.name) for one in ports['iopub']).items()))
+"""
+
+
+def test_names_are_not_exchanged_with_those_that_leave_after_initiate(kernel: Victim) -> None:
+    port = kernel.channels["iopub"]
+    for _ in range(8):
+        for _ in range(4):
+            with Peer(port, kernel.server_key, keys(kernel.viewer)) as peer:
+                peer.to_welcome()
+                peer.send(frame(peer.initiate(metadata(Socket_Type=b"SUB", Identity=b""))))
+        peers: list[Peer] = []
+        threads = [
+            threading.Thread(target=lambda found: found.append(subscriber(kernel, port)), args=(peers,))
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        assert new_owner(kernel) < 10
+        for thread in threads:
+            thread.join()
+        wait_for(
+            "each under its own name",
+            lambda: (
+                run_code(kernel.client, ROLES)[1] == "[(('manager', ''), 1), (('viewer', 'vera'), 6)]\n"
+            ),
+        )
+        for peer in peers:
+            peer.socket.close()
+        wait_for(
+            "all to be gone",
+            lambda: run_code(kernel.client, ROLES)[1] == "[(('manager', ''), 1)]\n",
+        )
+
+
+def test_an_owner_keeps_every_connection_whoever_crowds_the_heartbeat(kernel: Victim) -> None:
+    ports, peers = kernel.channels, []
+    own = BlockingKernelClient(client_keys=kernel.owner)
+    own.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
+    own.start_channels()
+    own.wait_for_ready(timeout=60)
+    for number in range(180):
+        address = f"127.0.1.{number + 1}"
+        for pair in (zmq.curve_keypair(), keys(kernel.viewer), keys(kernel.viewer)):
+            with contextlib.suppress(OSError):
+                peer = Peer(ports["hb"], kernel.server_key, pair, source=address)
+                peers.append(peer)
+                peer.to_ready(b"REQ")
+    lines = "import time\nfor number in range(81): print(number, flush=True); time.sleep(0.02)"
+    status, text = run_code(own, lines)
+    assert (status, text.split()) == ("ok", [str(number) for number in range(81)])
+    own.stop_channels()
+    for peer in peers:
+        peer.socket.close()
 
 
 SOCKETS_OF_THE_USER = """

@@ -30,14 +30,15 @@ SECRET, PUBLIC = PAIR.secret_key.decode(), PAIR.public_key.decode()
 VARIABLE, FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY", "JUPYTER_CURVE_SECRETKEY_FILE"
 
 
-def check(status: int, lines: list[str], text: str, *says: str, hint: str) -> None:
+def check(status: int, lines: list[str], text: str, *says: str, hint: str | None) -> None:
     assert status == 1
-    assert len(lines) == 2, text
+    assert len(lines) == (1 if hint is None else 2), text
     assert lines[0].startswith("curve_kernel: error: ")
-    assert lines[1].startswith("curve_kernel: hint: ")
     for words in says:
         assert words in lines[0]
-    assert hint in lines[1]
+    if hint is not None:
+        assert lines[1].startswith("curve_kernel: hint: ")
+        assert hint in lines[1]
     for pair in (PAIR, OTHER):
         assert pair.secret_key.decode() not in text
         assert pair.secret_key.decode()[:39] not in text
@@ -186,7 +187,7 @@ def without_override() -> dict[str, object]:
 def refused_without_override(*arguments: str, env: dict[str, str]) -> tuple[int, list[str], str]:
     command = [*without_override().get("prefix", []), sys.executable, "-m", "curve_kernel", *arguments]
     done = subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=20, check=False
+        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False
     )
     return done.returncode, done.stderr.splitlines(), done.stderr
 
@@ -347,4 +348,4 @@ def test_a_list_of_clients_that_cannot_be_looked_at(tmp_path):
     option = f"--CurveKernelApp.authorized_clients={folder}"
     allowlist = "--CurveKernelApp.client_authorization=allowlist"
     refusal = refused_without_override("-f", str(file), option, allowlist, env={})
-    check(*refusal, f"{folder} can't be read", hint="mend")
+    check(*refusal, f"{folder} can't be read", hint=None)

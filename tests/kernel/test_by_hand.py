@@ -46,7 +46,7 @@ def by_hand(out: Path, *arguments: str, prefix: Sequence[str] = ()) -> Iterator[
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
@@ -58,7 +58,7 @@ def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert "curve_secretkey" not in info
         assert info["curve_publickey"] in text
-        assert "\nMay connect: anybody with the connection file\n" in text
+        assert "\nMay connect: any client that has the connection file\n" in text
         assert f"\nTo connect: python -m curve_kernel console --existing {file}\n" in text
         assert f"process {process.pid}," in text
         assert "SIGHUP" in text
@@ -76,7 +76,7 @@ def test_the_allowlist_and_nohup(tmp_path, folder):
         assert "SIGHUP" not in text
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
         assert not file.exists()
 
 
@@ -100,7 +100,7 @@ def test_a_kernel_that_a_signal_ends_removes_the_file_that_it_made(tmp_path, num
     file = tmp_path / "kernel.json"
     with headless(file=file) as (process, _):
         process.send_signal(number)
-        assert process.wait(10) == -number
+        assert process.wait(60) == -number
         assert not file.exists()
 
 
@@ -115,7 +115,7 @@ if os.fork() == 0:
 os.wait()
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "the end of parent\n"
 
@@ -139,14 +139,14 @@ print(process.exitcode)
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
         client.start_channels()
-        client.wait_for_ready(timeout=20)
+        client.wait_for_ready(timeout=60)
         assert run_code(client, code) == ("ok", "3\n-15\n")
         assert file.exists()
         client.stop_channels()
         # Nor does it remove a file that another kernel has put there.
         file.write_text(json.dumps(connection_info(curve_publickey="0" * 40)))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
         assert file.exists()
 
 
@@ -159,7 +159,7 @@ def started_anew(file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[s
         check_two_lines(text, "a kernel that may be running: its shell port", "console --existing")
         assert json.loads(file.read_text()) == first
         process.kill()
-        process.wait(10)
+        process.wait(60)
     assert json.loads(file.read_text()) == first
     with headless(*options, file=file) as (process, _):
 
@@ -178,11 +178,11 @@ def test_the_same_command_starts_again_after_a_kernel_was_killed(tmp_path):
         client = BlockingKernelClient(connection_file=str(file))
         client.load_connection_file()
         client.start_channels()
-        client.wait_for_ready(timeout=20)
+        client.wait_for_ready(timeout=60)
         assert run_code(client, "1 + 1") == ("ok", "2")
         client.stop_channels()
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
         assert not file.exists()
 
 
@@ -196,7 +196,7 @@ def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
     file = tmp_path / "kernel.json"
     with headless(file=file) as (process, left):
         process.kill()
-        process.wait(10)
+        process.wait(60)
     for changes, mode, owner in (
         ({"kernel_name": "python3-curve"}, 0o600, 0),
         ({"hostname": "another"}, 0o600, 0),
@@ -229,5 +229,5 @@ def test_a_launchers_file_stays(tmp_path):
     env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
     with headless(file=file, env=env) as (process, _):
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
     assert file.exists()

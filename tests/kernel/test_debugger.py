@@ -60,7 +60,7 @@ class Session:
                 return reply["content"]
 
     def _next(self) -> dict[str, Any]:
-        message = self.client.get_iopub_msg(timeout=20)
+        message = self.client.get_iopub_msg(timeout=60)
         if message["parent_header"].get("msg_id") == self.request:
             if message["msg_type"] == "stream":
                 self.text += message["content"]["text"]
@@ -372,7 +372,7 @@ def another_debugpy(folder: Path, api: str) -> str:
 def test_a_debugger_that_is_not_known_is_none(tmp_path, monkeypatch, make):
     monkeypatch.setenv("PYTHONPATH", make(tmp_path))
     with started("python3-curve") as (_, client):
-        info = client.kernel_info(reply=True, timeout=20)["content"]
+        info = client.kernel_info(reply=True, timeout=60)["content"]
         assert "debugger" not in info.get("supported_features", [])
         assert not info.get("debugger", False)
         assert run_code(client, "print('works')") == ("ok", "works\n")

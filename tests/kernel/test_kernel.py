@@ -153,7 +153,7 @@ def test_a_file_that_somebody_left_under_the_kernels_own_name_is_not_taken(tmp_p
         assert json.loads((planted / file.name).read_text())["shell_port"] == 0
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_others_can_read_the_secret_in_the_file(tmp_path, keys):
@@ -192,7 +192,7 @@ def test_one_log_line_names_the_key_and_none_warns(tmp_path, keys):
             time.sleep(0.5)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
     log = err.read_text()
     assert [keys.public_key.decode() in line for line in log.splitlines()].count(True) == 1
     assert "WARNING" not in log
@@ -221,12 +221,13 @@ child(os.fork)
 child(os.forkpty)
 child(pty.fork)
 subprocess.run(['true'], preexec_fn=os.getpid)
-context = multiprocessing.get_context('fork')
-process = context.Process(target=os.getpid)
-process.start()
-process.join()
-with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-    print('pool', pool.submit(abs, -1).result())
+for method in ('fork', 'forkserver', 'spawn'):  # the second is the default from Python 3.14 on
+    context = multiprocessing.get_context(method)
+    process = context.Process(target=os.getpid)
+    process.start()
+    process.join()
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        print(method, pool.submit(abs, -1).result())
 print('over')
 """
 
@@ -387,7 +388,7 @@ def test_a_thread_asks_for_input_while_clients_of_stdin_leave(kernel, keys):
         "threading.Thread(target=lambda: answers.append(ask('now? '))).start()"
     )
     client.execute(ask, allow_stdin=True)
-    assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
+    assert client.get_stdin_msg(timeout=60)["content"]["prompt"] == "now? "
     for _ in range(10):
         with client_of(info, keys):
             time.sleep(0.3)
@@ -395,9 +396,9 @@ def test_a_thread_asks_for_input_while_clients_of_stdin_leave(kernel, keys):
     wait_for("the answer", lambda: "yes" in run_code(client, "print(answers)")[1])
     client.execute("import getpass; print(input('a') + getpass.getpass('b'))", allow_stdin=True)
     for prompt in "ab":
-        assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == prompt
+        assert client.get_stdin_msg(timeout=60)["content"]["prompt"] == prompt
         client.input(prompt.upper())
-    while client.get_iopub_msg(timeout=20)["content"].get("text") != "AB\n":
+    while client.get_iopub_msg(timeout=60)["content"].get("text") != "AB\n":
         pass
 
 
@@ -417,20 +418,27 @@ reaper._socket = counted = Counted(reaper._socket)
 
 
 def test_nobody_uses_the_socket_of_stdin_while_a_thread_asks(kernel):
-    _, _, client = kernel
+    _, info, client = kernel
 
     def reads():
         return int(run_code(client, "print(counted.reads)")[1])
 
+    def leave() -> None:
+        with socket.create_connection(("127.0.0.1", info["stdin_port"])) as peer:
+            peer.sendall(b"\xff")
+
     assert run_code(client, COUNT)[0] == "ok"
+    leave()
     wait_for("a look at stdin", lambda: reads() > 0)
     ask = "import threading\nask = input\nthread = threading.Thread(target=lambda: ask('now? '))"
     client.execute(f"{ask}\nthread.start()", allow_stdin=True)
-    assert client.get_stdin_msg(timeout=20)["content"]["prompt"] == "now? "
+    assert client.get_stdin_msg(timeout=60)["content"]["prompt"] == "now? "
     before = reads()
-    time.sleep(2.5)
+    leave()
+    time.sleep(1)
     assert reads() == before
     client.input("yes")
+    leave()
     wait_for("a look at stdin", lambda: reads() > before)
 
 
@@ -504,9 +512,9 @@ def test_debugger_requests_are_answered(kernel):
         },
     )
     client.control_channel.send(message)
-    reply = client.get_control_msg(timeout=20)
+    reply = client.get_control_msg(timeout=60)
     while reply["msg_type"] != "debug_reply":
-        reply = client.get_control_msg(timeout=20)
+        reply = client.get_control_msg(timeout=60)
     assert reply["content"]["success"] is True
 
 

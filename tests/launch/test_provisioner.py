@@ -195,7 +195,7 @@ def test_autorestart_after_sigkill_keeps_the_keys():
                 if km.provisioner.pid not in (None, pid):
                     break
             await client.wait_for_ready(timeout=60)
-            reply = await client.execute("1", reply=True, timeout=20)
+            reply = await client.execute("1", reply=True, timeout=60)
             assert reply["content"]["status"] == "ok"
             assert km.curve_secretkey == secret
             assert await km.is_alive()

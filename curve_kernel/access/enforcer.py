@@ -1,0 +1,175 @@
+"""Applies the limits: disconnects a connection that exceeds one, and logs why.
+
+All of it is called by the thread of `monitor`, with its lock held, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+from select import EPOLLET, EPOLLIN, epoll
+
+from .audit import AuditLog, Reason
+from .connection import Connection
+from .connections import Connections
+from .limits import (
+    Limits,
+    excess_connection,
+    has_little_to_say,
+    is_slow_reader,
+    oldest_handshake,
+    says_too_much,
+    says_too_much_in_handshake,
+)
+
+__all__ = ["Enforcer"]
+
+# Bytes published on iopub after which slow readers are checked sooner.
+_PUBLISHED = 8 << 20
+
+
+class Enforcer:
+    """Applies the limits to connections.
+
+    Parameters
+    ----------
+    connections : Connections
+        The table, which it keeps up to date.
+    limits : Limits
+        For all sockets together.
+    audit : AuditLog
+        Is told of each connection that was rejected or disconnected.
+    """
+
+    def __init__(self, connections: Connections, limits: Limits, audit: AuditLog) -> None:
+        self._connections = connections
+        self._limits = limits
+        self._audit = audit
+        # Connections that have little to say, by the descriptor that is held.
+        self._budgeted: dict[int, Connection] = {}
+        self.epoll = epoll()
+        """Readable when one of them has said something."""
+        self.published = 0
+        """Bytes published on iopub since the start."""
+        self._published_before = 0
+
+    # Thread: any
+
+    def has_published_much(self) -> bool:
+        """Whether slow readers are to be checked now."""
+        return self.published - self._published_before > _PUBLISHED and bool(self._budgeted)
+
+    # Thread: monitor
+
+    def has_readers(self) -> bool:
+        """Whether there may be slow readers."""
+        return any(connection.channel == "iopub" for connection in self._budgeted.values())
+
+    def accepted(self, connection: Connection) -> None:
+        """Take in a connection that libzmq has accepted; its handshake begins."""
+        self._connections.accepted(connection)
+        if connection.is_local:
+            self._budget(connection)
+        handshaking = self._connections.handshaking
+        if len(handshaking) > self._limits.handshakes:
+            oldest = oldest_handshake(handshaking.values(), self._limits.handshake_timeout)
+            if oldest is not None:
+                self._disconnect(oldest, Reason.HANDSHAKES)
+
+    def got_ready(self, connection: Connection) -> None:
+        """Take note that the handshake of *connection* is over."""
+        self._connections.got_ready(connection)
+        self.client_is_known(connection)
+
+    def client_is_known(self, connection: Connection) -> None:
+        """Apply the limits after the handshake, and again when its client gets known."""
+        if has_little_to_say(connection):
+            self._budget(connection)
+            self._check_budget(connection)
+        else:
+            self._unbudget(connection)
+        excess = excess_connection(self._connections.ready.values(), self._limits)
+        if excess is not None:
+            self._disconnect(excess, Reason.CONNECTIONS)
+
+    def ended(self, connection: Connection) -> None:
+        """Release a connection that ended, and log why its handshake failed, if it did."""
+        self._unbudget(connection)
+        failed = not connection.is_ready and not connection.is_disconnected
+        if failed and not connection.has_got_ready(self._limits.handshake_timeout):
+            self._log_failure(connection)
+        connection.release()
+
+    def _log_failure(self, connection: Connection) -> None:
+        counted = connection.held is not None and not connection.is_local
+        may_be_rejected = connection.knows_server_key() or not counted
+        if may_be_rejected and self._connections.was_rejected(connection):
+            return  # the authenticator has told
+        reason = connection.why_it_failed()
+        if reason is Reason.LEFT:
+            self._audit.left(connection.channel, connection.address)
+        else:
+            self._audit.rejected(connection.channel, connection.address, reason)
+
+    def check_handshakes(self) -> list[Connection]:
+        """Check what was sent in handshakes; return the connections whose handshake is over."""
+        ready = []
+        for connection in list(self._connections.handshaking.values()):
+            connection.hold()
+            if connection.has_got_ready(self._limits.handshake_timeout):
+                ready.append(connection)
+            else:
+                self._check_budget(connection)
+        return ready
+
+    def check_budgets(self) -> int:
+        """Check the connections that have little to say and have said something; return how many."""
+        spoke = self.epoll.poll(0)
+        for descriptor, _ in spoke:
+            if (connection := self._budgeted.get(descriptor)) is not None:
+                connection.activity += 1
+                self._check_budget(connection)
+        return len(spoke)
+
+    def check_readers(self) -> None:
+        """Disconnect slow readers."""
+        self._published_before = self.published
+        for connection in list(self._budgeted.values()):
+            if (
+                connection.channel == "iopub"
+                and connection.is_ready
+                and not connection.is_disconnected
+                and is_slow_reader(connection, self.published)
+            ):
+                self._disconnect(connection, Reason.SLOW)
+
+    def close(self) -> None:
+        """Release all connections."""
+        for connection in self._connections:
+            connection.release()
+        self.epoll.close()
+
+    def _budget(self, connection: Connection) -> None:
+        held = connection.held
+        if held is not None and held.fileno() not in self._budgeted:
+            self._budgeted[held.fileno()] = connection
+            self.epoll.register(held.fileno(), EPOLLIN | EPOLLET)
+
+    def _unbudget(self, connection: Connection) -> None:
+        held = connection.held
+        if held is not None and self._budgeted.get(held.fileno()) is connection:
+            del self._budgeted[held.fileno()]
+            self.epoll.unregister(held.fileno())
+
+    def _check_budget(self, connection: Connection) -> None:
+        if connection.is_disconnected:
+            return
+        if not connection.is_ready:
+            if says_too_much_in_handshake(connection):
+                self._disconnect(connection, Reason.HANDSHAKE_BYTES)
+        elif has_little_to_say(connection) and says_too_much(connection):
+            self._disconnect(connection, Reason.BYTES)
+
+    def _disconnect(self, connection: Connection, reason: Reason) -> None:
+        connection.disconnect()
+        self._connections.disconnected(connection)
+        channel, address = connection.channel, connection.address
+        self._audit.disconnected(channel, address, reason, str(connection.peer))
