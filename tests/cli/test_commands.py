@@ -46,7 +46,7 @@ def run(*arguments: str, home: Path | None = None, stdin: str | None = None) -> 
     return done.returncode, done.stdout, done.stderr
 
 
-def fails(*arguments: str, says: str, hint: str, **kwargs) -> str:
+def fails(*arguments: str, says: str, hint: str | None, **kwargs) -> str:
     status, out, err = run(*arguments, **kwargs)
     assert status == 1
     assert out == ""
