@@ -175,7 +175,7 @@ def test_every_kind_of_kernel():
         assert found["kernel-stale"]["secret_key_in_file"]
         assert found["kernel-stale"]["file_mode"] == "0644"
         assert "is not JSON" in found["kernel-broken"]["problem"]
-        assert "has no 'stdin_port'" in found["kernel-half"]["problem"]
+        assert "has no 'control_port'" in found["kernel-half"]["problem"]
         assert found["kernel-mixed"]["channels"]["iopub"]["mechanism"] == "NULL"
         assert found["kernel-mixed"]["channels"]["hb"]["mechanism"] == "closed"
 
