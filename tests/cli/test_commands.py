@@ -128,7 +128,7 @@ def test_pyzmqs_own_certificates_are_taken(curve, tmp_path):
 
 def test_authorize_revoke_clients(curve, tmp_path):
     certificate = colleague(tmp_path)
-    assert "No client is listed" in run("clients")[1]
+    assert "Nobody is listed" in run("clients")[1]
     for role in ("viewer", "owner", "viewer"):
         status, _, err = run("authorize", str(certificate), "--name", "vera", "--role", role)
         assert (status, err) == (0, "")

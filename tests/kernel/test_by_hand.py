@@ -58,7 +58,7 @@ def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert "curve_secretkey" not in info
         assert info["curve_publickey"] in text
-        assert "\nMay connect: any client that has the connection file\n" in text
+        assert "\nMay connect: anybody with the connection file\n" in text
         assert f"\nTo connect: python -m curve_kernel console --existing {file}\n" in text
         assert f"process {process.pid}," in text
         assert "SIGHUP" in text
