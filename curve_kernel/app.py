@@ -338,7 +338,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
                 self.abs_connection_file,
                 self._secret_file_mode,
             )
-        file, clients = shlex.quote(self.abs_connection_file), "any client that has the connection file"
+        file, clients = shlex.quote(self.abs_connection_file), "anybody with the connection file"
         if self.client_authorization == "allowlist":
             clients = f"the clients listed in {shlex.quote(self.authorized_clients)}"
         lines = [

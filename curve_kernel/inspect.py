@@ -13,7 +13,6 @@ from typing import Any
 
 import jupyter_client
 import psutil
-from jupyter_client.connect import port_names
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
@@ -147,7 +146,7 @@ def _read(path: str) -> KernelStatus:
         kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
-            for name in port_names
+            for name in ("shell_port", "control_port", "stdin_port", "iopub_port", "hb_port")
         }
     except CurveKernelError as error:
         kernel.problem = error.message

@@ -25,7 +25,7 @@ from socket import (
 )
 from struct import error as struct_error
 from struct import pack, unpack, unpack_from
-from time import monotonic
+from time import monotonic, time
 from typing import NamedTuple
 
 from .audit import Reason
@@ -109,7 +109,7 @@ class Connection:
         self.descriptor = descriptor
         self.number = number
         self.since = monotonic()
-        self.accepted_at = datetime.now().astimezone()
+        self._accepted_at = time()
         self.address = UNKNOWN_ADDRESS
         self.peer = unknown
         # While the client is not known: the authorizations that may be this connection's, by number.
@@ -146,7 +146,12 @@ class Connection:
 
     def info(self) -> ConnectionInfo:
         """Return what is shown of it."""
-        return ConnectionInfo(self.channel, self.address, *self.peer, self.accepted_at)
+        return ConnectionInfo(
+            self.channel,
+            self.address,
+            *self.peer,
+            datetime.fromtimestamp(self._accepted_at).astimezone(),
+        )
 
     def _tcp(self) -> tuple[int, int, int]:
         if self.held is None or self.is_local:
@@ -189,6 +194,10 @@ class Connection:
     def knows_server_key(self) -> bool:
         """Whether it has sent more than a HELLO, which libzmq takes only with the server key."""
         return self.received() > _HELLO_SENT
+
+    def has_sent_hello(self) -> bool:
+        """Whether it has sent a HELLO, or as much, which libzmq answers or disconnects for at once."""
+        return self.received() >= _HELLO_SENT
 
     def left_first(self) -> bool:
         """Whether the peer ended the connection, rather than libzmq: it is still open on this side."""

@@ -114,7 +114,7 @@ def oldest_handshake(handshaking: Iterable[Connection], handshake_timeout: float
         if connection.has_got_ready(handshake_timeout):
             continue
         first = first or connection
-        if not connection.knows_server_key():
+        if not connection.has_sent_hello():
             return connection
     return first
 

@@ -244,7 +244,7 @@ class Monitor:
                         poller.register(handler.zap_socket, zmq.POLLIN)
                 for listener in self._listeners.values():
                     if listener.monitor in ready:
-                        self._drain(listener)
+                        self._drain(listener, _BATCH)
                 for handler in self._handlers.values():
                     if handler.zap_socket in ready:
                         self._take(self._answer, handler)
@@ -284,9 +284,9 @@ class Monitor:
                 self._reported.add(problem)
                 self._log.error("The watch over connections goes on after an error: %s", problem)
 
-    def _drain(self, listener: _Listener) -> None:
+    def _drain(self, listener: _Listener, most: int = 1000) -> None:
         """Handle the events of *listener* that are there, but not endlessly during a flood."""
-        for _ in range(1000):
+        for _ in range(most):
             try:
                 frame, endpoint = listener.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -262,4 +262,4 @@ class ClientsApp(Command):
             you = "  (you)" if own and client.public_key == own.public_key else ""
             print(f"{client.name:<{width}}  {client.role:<6}  {client.public_key.decode()}{you}")  # noqa: T201
         if not clients:
-            print("No client is listed: only their own managers can connect to your kernels.")  # noqa: T201
+            print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201

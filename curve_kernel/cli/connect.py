@@ -260,8 +260,8 @@ class WatchApp(_ExistingCommand):
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a character that this terminal does not have
         printer = _Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-        printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
         try:
+            printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
             self.connected(path, lambda: self._follow(client, path, printer))
         except KeyboardInterrupt:
             printer.note("left; the kernel goes on")

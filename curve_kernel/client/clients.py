@@ -325,7 +325,7 @@ def _explain(
             "it is no encrypted kernel, and nothing was sent to it: see the connection file's ports",
         ),
         NobodyThereError: (
-            f"no server answers at {url}",
+            f"nobody answers at {url}",
             "see whether the kernel still runs, and whether its address can be reached from here",
         ),
     }

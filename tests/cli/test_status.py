@@ -24,7 +24,7 @@ import pytest
 from support import (
     CHANNELS,
     MODULE,
-    check_two_lines,
+    check_error,
     connection_info,
     headless,
     on_terminal,
@@ -323,9 +323,9 @@ def test_folders_that_one_may_not_enter(tmp_path):
         return done.stdout, done.stderr
 
     out, err = status_of(str(closed / "kernel-1.json"), runtime=tmp_path)
-    check_two_lines(err, f"{closed}/kernel-1.json may not be read: Permission denied", "copy")
+    check_error(err, f"{closed}/kernel-1.json may not be read: Permission denied", "copy")
     out, err = status_of(runtime=closed)
-    check_two_lines(err, f"runtime folder {closed} may not be read: Permission denied", "name a")
+    check_error(err, f"runtime folder {closed} may not be read: Permission denied", "name a")
     closed.chmod(0o744)  # its names are readable, and nothing else
     out, err = status_of(runtime=closed)
     assert err == ""

@@ -15,7 +15,7 @@ from jupyter_client import KernelManager
 from support import (
     CHANNELS,
     both_keys,
-    check_two_lines,
+    check_error,
     connection_info,
     refused,
     run_code,
@@ -93,7 +93,7 @@ def test_a_wrapper_that_drops_the_environment(tmp_path):
         manager.start_kernel(stderr=stderr)
     try:
         wait_for("the kernel's end", lambda: not manager.is_alive())
-        check_two_lines(err.read_text(), "connection file", '"key_distribution": "file"')
+        check_error(err.read_text(), "connection file", '"key_distribution": "file"')
         assert "env -i" in err.read_text()
     finally:
         manager.shutdown_kernel(now=True)

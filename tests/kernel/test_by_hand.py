@@ -17,7 +17,7 @@ import pytest
 from support import (
     CHANNELS,
     MODULE,
-    check_two_lines,
+    check_error,
     connection_info,
     headless,
     refused,
@@ -58,7 +58,7 @@ def test_without_a_file_it_makes_keys_and_says_how_to_connect(tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert "curve_secretkey" not in info
         assert info["curve_publickey"] in text
-        assert "\nMay connect: any client that has the connection file\n" in text
+        assert "\nMay connect: anybody with the connection file\n" in text
         assert f"\nTo connect: python -m curve_kernel console --existing {file}\n" in text
         assert f"process {process.pid}," in text
         assert "SIGHUP" in text
@@ -156,7 +156,7 @@ def started_anew(file: Path, *options: str) -> Iterator[tuple[subprocess.Popen[s
     with headless(*options, file=file) as (process, first):
         status, _, text = refused(*options, "-f", str(file))
         assert status == 1
-        check_two_lines(text, "a kernel that may be running: its shell port", "console --existing")
+        check_error(text, "a kernel that may be running: its shell port", "console --existing")
         assert json.loads(file.read_text()) == first
         process.kill()
         process.wait(60)
@@ -213,14 +213,14 @@ def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
         os.chown(file, owner or -1, -1)
         status, _, text = refused("-f", str(file))
         assert status == 1, changes
-        check_two_lines(text, "only the public key", "JUPYTER_CURVE_SECRETKEY")
+        check_error(text, "only the public key", "JUPYTER_CURVE_SECRETKEY")
         assert file.read_text() == content
         file.unlink()
     file.write_text(json.dumps(left | {"ip": "192.0.2.1"}))
     file.chmod(0o600)
-    check_two_lines(refused("-f", str(file))[2], "not of this machine", "console --existing")
+    check_error(refused("-f", str(file))[2], "not of this machine", "console --existing")
     file.write_text(json.dumps(left | {"curve_publickey": "x"}))
-    check_two_lines(refused("-f", str(file))[2], "curve_publickey", "40 characters of Z85")
+    check_error(refused("-f", str(file))[2], "curve_publickey", "40 characters of Z85")
 
 
 def test_a_launchers_file_stays(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from support import (
     MODULE,
     both_keys,
-    check_two_lines,
+    check_error,
     client_of,
     connection_info,
     headless,
@@ -73,7 +73,7 @@ NO_EFFECT = [
 def test_what_would_have_no_effect(tmp_path, words, error, hint):
     status, _, text = refused(*words.split(), cwd=tmp_path)
     assert status == 1
-    check_two_lines(text, error, hint)
+    check_error(text, error, hint)
     assert "secret" not in text
 
 
@@ -171,7 +171,7 @@ def test_an_extension_in_the_current_folder(tmp_path):
         pass
     status, _, text = refused("--ext=extension", "--Thing.max_connection=4", cwd=tmp_path)
     assert status == 1
-    check_two_lines(text, "--Thing.max_connection", "did you mean")
+    check_error(text, "--Thing.max_connection", "did you mean")
 
 
 def test_jupyter_run(tmp_path):
@@ -217,7 +217,7 @@ def test_configuration_files(content, error, hint):
     env = {"IPYTHON_SUPPRESS_CONFIG_ERRORS": "1"}
     status, _, text = refused("--log-level=CRITICAL", env=env)
     assert status == 1
-    check_two_lines(text, error, hint)
+    check_error(text, error, hint)
 
 
 def test_a_broken_configuration_file_of_something_else(tmp_path):
@@ -256,4 +256,4 @@ def test_console_script(tmp_path):
     assert done.stdout == f"{__version__}\n"
     done = subprocess.run([script, "revok"], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
-    check_two_lines(done.stderr, "no such command: revok", "revoke")
+    check_error(done.stderr, "no such command: revok", "revoke")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from hosts import CLIENT_ADDRESS, KERNEL_ADDRESS, Host, ip, needs_namespaces, two_hosts
-from support import MODULE, check_two_lines, headless, wait_for
+from support import MODULE, check_error, headless, wait_for
 from terminal import Terminal, needs_tmux
 
 from curve_kernel.keys import KeyPair
@@ -79,7 +79,7 @@ class User:
             status, out, err, seconds = self.run(*MODULE, command, *arguments)
             assert (status, out) == (1, ""), err
             assert seconds < 5
-            check_two_lines(err, says, hint)
+            check_error(err, says, hint)
         return err
 
 
