@@ -87,7 +87,7 @@ def victim(name: str = "python3-curve", ulimit: str = "-n 1024") -> Iterator[Vic
 
 
 def figure(row: str, kernel: str, **values: Any) -> None:
-    """Note what was measured, for docs/security-tests.md."""
+    """Note what was measured, for docs/records/security.md."""
     if FIGURES:
         with open(FIGURES, "a") as file:  # noqa: PTH123
             file.write(json.dumps({"row": row, "kernel": kernel, **values}) + "\n")
