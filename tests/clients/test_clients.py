@@ -148,7 +148,7 @@ class TestEach:
             # Bound, but not listening: nobody answers, and nobody else takes the port meanwhile.
             error = failure(kind, {**kernel, **dict(zip(names, ports, strict=True))})
         assert type(error) is clients.NobodyThereError
-        assert "no server answers" in error.message
+        assert "nobody answers" in error.message
 
     def test_somebody_who_says_nothing(self, kind, kernel):
         with contextlib.ExitStack() as stack:

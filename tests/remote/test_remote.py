@@ -127,7 +127,7 @@ def test_console_watch_status_and_a_program(hosts, user, listens_on, authorizati
         assert info["ip"] == listens_on
         file = copied(info, user)
         if listens_on == "0.0.0.0":
-            user.is_told("--existing", str(file), says="no server answers", hint="into the file as ip")
+            user.is_told("--existing", str(file), says="nobody answers", hint="into the file as ip")
             file = copied(info, user, ip=KERNEL_ADDRESS)
         if authorization == "allowlist":
             user.is_told("--existing", str(file), says="key not authorized", hint="identity.key")
@@ -195,7 +195,7 @@ def test_another_kernel_has_the_port(hosts, user):
 def test_kernel_that_is_gone(hosts, user):
     with kernel_on(hosts[0], f"--ip={KERNEL_ADDRESS}") as (_, info):
         file = copied(info, user)
-    user.is_told("--existing", str(file), says="no server answers", hint="still runs")
+    user.is_told("--existing", str(file), says="nobody answers", hint="still runs")
     _, out, _, seconds = user.run(*MODULE, "status", str(file))
     assert "dead" in out
     assert seconds < 5
@@ -209,7 +209,7 @@ def test_host_that_is_gone(hosts, user):
             watching.wait("read-only")
             ip("-n", hosts[0].namespace, "link", "set", "cable", "down")
             user.is_told(
-                "--existing", str(file), says="no server answers", hint="can be reached from here"
+                "--existing", str(file), says="nobody answers", hint="can be reached from here"
             )
             status, out, _, seconds = user.run(*MODULE, "status", str(file))
             assert "unreachable" in out
