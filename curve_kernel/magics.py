@@ -138,6 +138,8 @@ def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     rows = []
     for (client, role, address), group in clients.items():
         counts = Counter(connection.channel for connection in group)
+        if len(counts) > 1:
+            del counts["hb"]  # it goes with the others, and the table of ports counts it
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
         since = min(connection.since for connection in group if connection.since)
         today = since.date() == datetime.now(since.tzinfo).date()

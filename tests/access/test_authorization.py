@@ -546,7 +546,7 @@ def test_curve_magic(tmp_path, folder):
 
         olga = ["olga", "owner", "shell, iopub, stdin, control", "127.0.0.1"]
         olga[2] = next(row[2] for row in names() if row[0] == "olga")
-        assert set(olga[2].split(", ")) == {"shell", "stdin", "control", "iopub", "hb"}
+        assert set(olga[2].split(", ")) == {"shell", "stdin", "control", "iopub"}
         vera = ["vera", "viewer", "iopub", "127.0.0.1"]
         wait_for("everybody", lambda: names() == [debugger, manager, olga, vera])
         ports = curve(client)[0]
