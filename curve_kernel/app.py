@@ -132,9 +132,9 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         min=1,
         config=True,
         help="""Connections of clients that are not listed, on all ports together; for one more the
-        oldest of the address that has the most is disconnected. A quarter of that number is for clients
-        that are not known yet, on each port, and for the heartbeat. Never more than an eighth of the
-        open files that the process may have.""",
+        oldest of the address that has the most is disconnected. Of clients that are
+        not known yet, a sixteenth of that number on each port, and a quarter on the heartbeat. Never
+        more than an eighth of the open files that the process may have.""",
     )
     max_message_size = Dict(
         value_trait=Int(min=4096),

@@ -35,8 +35,8 @@ class Reason(str, Enum):
 class AuditLog:
     """Logs the clients that were accepted and rejected, in a bounded number of lines.
 
-    What exceeds the bound is counted, and the counts are logged when the period is over. An owner that
-    was accepted always has a line.
+    What exceeds the bound is counted, and the counts are logged when the period is over. An owner or
+    the manager that was accepted always has a line.
 
     Parameters
     ----------

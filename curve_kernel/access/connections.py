@@ -8,7 +8,8 @@ libzmq's I/O thread caused them.
 
 Of a connection that has said nothing the client is known for certain if every authorization that may be
 its own is of the same client: those that were given between its acceptance and the end of its
-handshake, and are not another connection's. Else it is not known, and has the strictest limits.
+handshake, and are not another connection's. Else it is not known, and is limited as a viewer is
+where viewers may connect.
 """
 
 from __future__ import annotations
@@ -131,27 +132,31 @@ class Connections:
             connection.candidates = {n: peer for n, peer in authorized if n > connection.number}
             self._deduce(connection)
 
-    def spoke(self, channel: str, descriptor: int, given: str) -> Connection | None:
-        """Take note of what a message told; return its connection, if that still stands."""
+    def spoke(self, channel: str, descriptor: int, given: str) -> list[Connection]:
+        """Take note of what a message told; return the connections whose client is known by it."""
         words = given.split(" ", 3)
         number, peer = int(words[0]), Peer(words[1], words[3], words[2])
         key = channel, descriptor
         connection = self.handshaking.get(key) or self.ready.get(key)
         if connection is None or number <= connection.number:
-            return None  # the message's connection has ended, and another one has its descriptor
+            return []  # the message's connection has ended, and another one has its descriptor
         connection.peer, connection.candidates = peer, {}
         if not connection.is_ready:
             self.got_ready(connection)
         self._authorized[channel].pop(number, None)
-        for other in self.ready.values():
-            if other.channel == channel and other.candidates.pop(number, None) is not None:
-                self._deduce(other)
-        return connection
+        others = [
+            other
+            for other in self.ready.values()
+            if other.channel == channel and other.candidates.pop(number, None) is not None
+        ]
+        return [connection, *(other for other in others if self._deduce(other))]
 
     @staticmethod
-    def _deduce(connection: Connection) -> None:
-        if len(peers := set(connection.candidates.values())) == 1:
-            connection.peer, connection.candidates = peers.pop(), {}
+    def _deduce(connection: Connection) -> bool:
+        if len(peers := set(connection.candidates.values())) != 1:
+            return False
+        connection.peer, connection.candidates = peers.pop(), {}
+        return True
 
     def _forget(self, channel: str) -> None:
         """Forget authorizations that were given before any connection that is in its handshake came."""

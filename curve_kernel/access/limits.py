@@ -59,8 +59,8 @@ class Limits(NamedTuple):
     handshakes : int
         Connections that may be in their handshake at the same time.
     connections : int
-        Connections after the handshake of clients that are not listed. A quarter of that for those of
-        clients that are not known yet, and for the heartbeat.
+        Connections after the handshake of clients that are not listed. Of those that are not known
+        yet, a sixteenth of that on each channel, and a quarter on the heartbeat, but at least 16.
     """
 
     handshake_timeout: float
@@ -88,12 +88,14 @@ def excess_connection(connections: Collection[Connection], limits: Limits) -> Co
         elif role == "any" and connection.channel != "hb":
             groups["any", ""].append(connection)
         else:
-            groups["", connection.channel].append(connection)
+            group = "hb" if connection.channel == "hb" else ""
+            groups[group, connection.channel].append(connection)
     allowed = {
         **_PER_CLIENT,
         "iopub": _PER_VIEWER_ON_IOPUB,
         "any": limits.connections,
-        "": max(limits.connections // 4, 1),
+        "": max(limits.connections // 16, 16),
+        "hb": max(limits.connections // 4, 16),
     }
     for (group, _), members in groups.items():
         if len(members) > allowed[group]:

@@ -37,7 +37,6 @@ _EVENTS = (
 )
 # Not HANDSHAKE_FAILED_PROTOCOL: reporting it makes libzmq overwrite errno, and it then never closes a
 # connection that breaks the protocol after its handshake.
-
 # libzmq's I/O thread blocks while a monitor's queue is full.
 _QUEUE = 100_000
 # Seconds between two checks of the connections in their handshake, and of slow readers.
@@ -109,6 +108,8 @@ class Monitor:
         # What other threads wait for: that the handshakes have been checked.
         self._asked: collections.deque[Event] = collections.deque()
         self._events = 0
+        # ZAP requests that wait until the events before them have been handled.
+        self._requests: dict[ClientAuthenticator, list[bytes]] = {}
         self._reported: set[str] = set()
         self._stopping = False
         self._pid = getpid()
@@ -246,7 +247,7 @@ class Monitor:
                     if listener.monitor in ready:
                         self._drain(listener, _BATCH)
                 for handler in self._handlers.values():
-                    if handler.zap_socket in ready:
+                    if handler.zap_socket in ready or handler in self._requests:
                         self._take(self._answer, handler)
                 self._take(self._hear)
                 if self._enforcer.epoll.fileno() in ready:
@@ -268,6 +269,8 @@ class Monitor:
 
     def _timeout(self) -> int | None:
         """Return the milliseconds after which something is to be checked, or None."""
+        if self._requests or self._spoke:
+            return 0
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
         return int(_READER_INTERVAL * 1000) if self._enforcer.has_readers() else None
@@ -284,15 +287,16 @@ class Monitor:
                 self._reported.add(problem)
                 self._log.error("The watch over connections goes on after an error: %s", problem)
 
-    def _drain(self, listener: _Listener, most: int = 1000) -> None:
-        """Handle the events of *listener* that are there, but not endlessly during a flood."""
+    def _drain(self, listener: _Listener, most: int = 1000) -> bool:
+        """Handle *most* events of *listener*, and return whether those were all that there are."""
         for _ in range(most):
             try:
                 frame, endpoint = listener.monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return True
             self._events += 1
             self._take(self._handle_event, listener, frame, endpoint)
+        return False
 
     def _handle_event(self, listener: _Listener, frame: bytes, endpoint: bytes) -> None:
         event, value = unpack("=Hi", frame)
@@ -315,19 +319,19 @@ class Monitor:
                 self._ended(connection)
 
     def _answer(self, handler: ClientAuthenticator) -> None:
-        request = handler.zap_socket.recv_multipart(zmq.NOBLOCK)
+        request = self._requests.pop(handler, None)
+        request = request or handler.zap_socket.recv_multipart(zmq.NOBLOCK)
         channel = request[2].decode("ascii", "replace") if len(request) > 2 else ""
-        if (listener := self._listeners.get(channel)) is not None:
-            self._drain(listener)
+        listener = self._listeners.get(channel)
+        if listener is not None and not self._drain(listener):
+            self._requests[handler] = request  # what came before it comes first
+            return
         self._events += 1
         handler.answer(request)
 
     def _hear(self) -> None:
-        while self._spoke:
-            channel, descriptor, user_id = self._spoke.popleft()
-            self._drain(self._listeners[channel])
-            connection = self._connections.spoke(channel, descriptor, user_id)
-            if connection is not None:
+        while self._spoke and self._drain(self._listeners[self._spoke[0][0]]):
+            for connection in self._connections.spoke(*self._spoke.popleft()):
                 self._enforcer.client_is_known(connection)
 
     def _check_budgets(self) -> None:
@@ -335,10 +339,10 @@ class Monitor:
 
     def _check_handshakes(self) -> None:
         ready = self._enforcer.check_handshakes()
-        for channel in {connection.channel for connection in ready}:
-            self._drain(self._listeners[channel])
+        channels = {connection.channel for connection in ready}
+        drained = {channel for channel in channels if self._drain(self._listeners[channel])}
         for connection in ready:
-            if self._connections.is_handshaking(connection):
+            if connection.channel in drained and self._connections.is_handshaking(connection):
                 self._enforcer.got_ready(connection)
 
     def _ended(self, connection: Connection) -> None:

@@ -129,7 +129,7 @@ class CurveProvisioner(LocalProvisioner):
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Start the kernel process, with the secret key in its environment and nowhere else."""
+        """Start the kernel process, with the secret key in its environment for ``env``."""
         assert self._keys is not None
         env = dict(kwargs.pop("env", os.environ))
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
