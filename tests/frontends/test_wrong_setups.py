@@ -236,7 +236,8 @@ def test_without_a_provisioners_name_the_kernel_itself_says_why(tmp_path):
     done = nbconvert(sys.executable, tmp_path / "notebooks")
     assert done.returncode == 1
     assert "curve_kernel: error: " in done.stderr
-    assert "curve_kernel: hint: start the kernel from a kernelspec made by" in done.stderr
+    assert "curve_kernel: hint: " in done.stderr
+    assert "with a kernelspec made by `python -m curve_kernel install`" in done.stderr
 
 
 def test_nonsense_in_the_servers_answer(tmp_path):
