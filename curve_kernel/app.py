@@ -282,7 +282,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             Limits(self.handshake_timeout, self.max_handshakes, self.max_connections),
             self.log,
             allow_any=allow_any,
-            open_heartbeat=allow_any or self._secret_is_in_file,
+            open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
         )
         self._keys = None
