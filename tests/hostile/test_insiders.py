@@ -151,7 +151,7 @@ def test_a_viewer_subscribes_to_everything(kernel: Victim, size: int) -> None:
     with Peer(kernel.channels["iopub"], kernel.server_key, keys(kernel.viewer)) as peer:
         peer.to_ready(b"SUB")
         with contextlib.suppress(OSError):
-            while sent < 20 * MIB:
+            while sent < 100 * MIB:
                 topic = b"\x01" + f"{sent:016}".encode() + bytes(size)
                 peer.socket.sendall(peer.message(topic))
                 sent += size
@@ -159,7 +159,7 @@ def test_a_viewer_subscribes_to_everything(kernel: Victim, size: int) -> None:
         assert run_code(kernel.client, "print('seen')") == ("ok", "seen\n")
         figure("subscriptions", kernel.name, size=size, sent=sent, cell_s=time.monotonic() - start)
         assert time.monotonic() - start < 2
-    assert sent < 20 * MIB
+    assert sent < 50 * MIB
     assert grown(kernel, before) < 200
 
 
