@@ -142,7 +142,7 @@ def inspect_kernels(paths: Sequence[str]) -> list[KernelStatus]:
 def _read(path: str) -> KernelStatus:
     kernel = KernelStatus(path)
     try:
-        info = connection_file.read(path)
+        info = connection_file.read(path, trusted=False)
         kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}

@@ -171,7 +171,7 @@ class CurveMagics(Magics):
     def connect_info(self, _line: str) -> None:
         """Print the connection file without a secret key: a notebook keeps its outputs."""
         path = get_connection_file()
-        info = connection_file.read(path)
+        info = connection_file.read(path, trusted=False)
         if info.pop("curve_secretkey", None) is not None:
             hidden = "The connection file also holds curve_secretkey, which is not shown here.\n"
         else:
