@@ -143,6 +143,7 @@ def _read(path: str) -> KernelStatus:
     kernel = KernelStatus(path)
     try:
         info = connection_file.read(path, trusted=False)
+        connection_file.check_address(path, info)
         kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
@@ -155,7 +156,8 @@ def _read(path: str) -> KernelStatus:
         reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
         kernel.problem = f"connection file {path} {reason}"
         return kernel
-    kernel.kernel_name = str(info.get("kernel_name") or "")
+    name = info.get("kernel_name")
+    kernel.kernel_name = name if isinstance(name, str) else ""
     kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
     kernel.hmac_key_in_file = bool(info.get("key"))
     return kernel
@@ -178,7 +180,7 @@ def _probe(channel: dict[str, str]) -> str:
         return _SILENT
     except (ConnectionRefusedError, FileNotFoundError):
         return _CLOSED
-    except ValueError:
+    except (ValueError, TypeError):
         return _NOT_ZMTP
     except OSError:
         return _SILENT

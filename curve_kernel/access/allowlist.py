@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import files, trust
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..keys.certificates import parse_certificate
 
 __all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name"]
@@ -159,7 +159,7 @@ class AuthorizedClients:
                 raise problem
             if _is_reserved(path.stem):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
-            client = Client(path.stem, role, parse_certificate(content, str(path))[0], path)
+            client = Client(printable(path.stem), role, parse_certificate(content, str(path))[0], path)
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)
@@ -171,7 +171,7 @@ class AuthorizedClients:
             return False
         if problem.message not in self._warned:
             self._warned.add(problem.message)
-            self._warn(f"no client is authorized by what can't be trusted: {problem}")
+            self._warn(printable(f"no client is authorized by what can't be trusted: {problem}"))
         return True
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import zmq
@@ -15,6 +16,7 @@ from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
+from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor, Port
 from .zap import Policy
@@ -117,6 +119,13 @@ class Gate:
     def close(self) -> None:
         """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Do so, and once they are closed, in the block, see that no forked process keeps them open."""
+        with shut_down_at_end(self._monitor.listening()):
+            self.close()
+            yield
 
 
 def _within_open_files(limits: Limits) -> Limits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import queue
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jupyter_client.session import Session
 from jupyter_core.paths import jupyter_runtime_dir
 from pygments import highlight
 from pygments.formatters import TerminalFormatter
@@ -228,13 +230,33 @@ class ConsoleApp(_ExistingCommand):
             try:
                 self.connected(path, lambda: app.initialize([*passed, *self.rest]))
             except RuntimeError as error:
+                if isinstance(error, RecursionError):
+                    raise
                 raise CurveKernelError(
                     f"the kernel of {path} accepts this client and does not answer: {error}",
                     "it may be busy; or the HMAC key in the file is not its own",
                 ) from None
             self.connected(path, app.start)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CurveKernelError(
+                f"the kernel of {path} sends what no console understands: {type(error).__name__}",
+                "python -m curve_kernel watch shows what can be shown",
+            ) from None
         finally:
             app.close()
+
+
+class _WholeSession(Session):
+    """Looks whether a message is whole before it says that the signature is wrong."""
+
+    def deserialize(self, msg_list: list[Any], content: bool = True, copy: bool = True) -> Any:
+        if len(msg_list) < 5 or not json.loads(bytes(msg_list[1])).get("msg_type"):
+            raise ValueError("a malformed message")
+        return super().deserialize(msg_list, content, copy)
+
+
+# Messages with another signature, with none before that has this one: the kernel's key is another.
+_FORGED = 3
 
 
 class WatchApp(_ExistingCommand):
@@ -247,7 +269,7 @@ class WatchApp(_ExistingCommand):
     def run(self, options: argparse.Namespace) -> int:
         """Print until the kernel ends or the user leaves."""
         path = self.find(options)
-        client = BlockingKernelClient()
+        client = BlockingKernelClient(session=_WholeSession())
         client.load_connection_info(connection_file.read(path))
         self.connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -264,7 +286,7 @@ class WatchApp(_ExistingCommand):
 
     @staticmethod
     def _follow(client: BlockingKernelClient, path: str, printer: _Printer) -> None:
-        pulse, session = Pulse(client, path), None
+        pulse, session, forged = Pulse(client, path), None, 0
         while True:
             try:
                 message = client.get_iopub_msg(timeout=1)
@@ -273,14 +295,8 @@ class WatchApp(_ExistingCommand):
                 if before not in (None, session):
                     printer.note("the kernel was restarted")
                 printer.show(message)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                # What a kernel sends must not end its watchers.
-                if "Invalid Signature" in str(error):
-                    raise CurveKernelError(
-                        f"the kernel signs its messages with another key than {path} has",
-                        "get the kernel's new connection file",
-                    ) from None
-                printer.note("a malformed message was left out")
+            except CurveKernelError:
+                raise
             except queue.Empty:
                 if pulse.has_ended():
                     printer.note("the kernel has ended")
@@ -290,6 +306,14 @@ class WatchApp(_ExistingCommand):
                         f"the kernel has not answered for {pulse.SILENCE:.0f} seconds",
                         "it hangs, or the network between is down",
                     ) from None
+            except Exception as error:  # noqa: BLE001  what a kernel sends must not end its watchers
+                forged += "Invalid Signature" in str(error)
+                if session is None and forged == _FORGED:
+                    raise CurveKernelError(
+                        f"the kernel signs its messages with another key than {path} has",
+                        "get the kernel's new connection file",
+                    ) from None
+                printer.note("a malformed message was left out")
 
 
 class _Printer:

@@ -29,7 +29,7 @@ from rich.text import Text
 
 from .. import __version__, keys
 from ..access.allowlist import AuthorizedClients
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
@@ -261,6 +261,6 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
 
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
-    console.print(line.append(f"{finding.check}: {finding.message}", "default"))
+    console.print(line.append(printable(f"{finding.check}: {finding.message}"), "default"))
     if finding.command:
-        console.print(Text(f"{'':<9}fix it: {finding.command}"))
+        console.print(Text(printable(f"{'':<9}fix it: {finding.command}")))

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import connection_file
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..inspect import KernelStatus, find_connection_file, inspect_kernels, short_names
 from . import Command
 
@@ -144,11 +144,11 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
             further.append(f"{shown} is {name}")
         table.add_row(
             Text(kernel.verdict, _COLORS.get(kernel.verdict, "dim")),
-            Text(_printable(kernel.kernel_name) or "-"),
+            Text(printable(kernel.kernel_name) or "-"),
             str(kernel.pid or "-"),
             _since(kernel),
             Text(_spoken(kernel)),
-            Text(_printable(shown)),
+            Text(printable(shown)),
             _exposed(kernel),
         )
         if kernel.problem:
@@ -161,7 +161,7 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
         if ports:
             further.append(f"process {kernel.pid} also listens on {', '.join(ports)}")
     # The terminal wraps these, so that a path in them can be copied.
-    lines = (Text(_printable(line), no_wrap=True, overflow="ignore") for line in further)
+    lines = (Text(printable(line), no_wrap=True, overflow="ignore") for line in further)
     return Group(table, *lines)
 
 
@@ -179,11 +179,6 @@ def _spoken(kernel: KernelStatus) -> str:
     if len(by_mechanism) == 1:
         return next(iter(by_mechanism))
     return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items()) or "-"
-
-
-def _printable(text: str) -> str:
-    # A file's content must not drive the terminal.
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _exposed(kernel: KernelStatus) -> Text:

@@ -111,6 +111,7 @@ MEANT: dict[str, set[str]] = {
     "CurveShell": {
         "_executing",
         "check_complete",
+        "handle_iopub",
         "init_kernel_info",
         "interact",
         "keepkernel",
@@ -160,6 +161,7 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "stop_channels",
     },
+    "_WholeSession": {"deserialize"},
     "_KeyedHBChannel": {"_async_run", "_beating", "_create_socket", "socket"},
     "_Parser": {"error"},
 }
