@@ -218,14 +218,14 @@ def odds(dice):
 def part(dice, good):
     choice = dice.random()
     if choice < 0.5:
-        return json.dumps({**good, **dict(odds(dice))}).encode()
+        return json.dumps({**good, **dict(odds(dice))}, default=str).encode()
     if choice < 0.7:
         return json.dumps(odd(dice)).encode()
     if choice < 0.8:
         return dice.randbytes(dice.randrange(40))
     if choice < 0.85:
         return b'{"a": ' + b"[" * 3000 + b"]" * 3000 + b"}"
-    return json.dumps(good).encode()
+    return json.dumps(good, default=str).encode()
 GOOD = {"stream": {"name": "stdout", "text": "."},
         "execute_input": {"code": "1", "execution_count": 1},
         "execute_result": {"data": {"text/plain": "1"}, "execution_count": 1, "metadata": {}},
