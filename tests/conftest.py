@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# A job in the background, or under nohup, ignores these, and so would every process that a test ends with one.
+# A job in the background, or under nohup, ignores these, and so would each process that a test ends so.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGQUIT, signal.SIGHUP):
