@@ -44,6 +44,7 @@ from .access.monitor import Port
 from .command_line import StrictApplication
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
+from .folders import no_home
 from .heartbeat import CurveHeartbeat
 from .iostream import CurveIOPubThread, HeardStream, StdinReaper, XPubContext
 from .keys import KeyPair
@@ -151,11 +152,11 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
     # The manager of such a kernel may have a heartbeat of stock's, which can't present its key.
     _secret_is_in_file = False
     _secret_file_mode = 0o600
-    _made_file = False
+    _made_file = _names_file = False
 
     @default("authorized_clients")
     def _default_authorized_clients(self) -> str:
-        return str(curve_folder())
+        return str(curve_folder(self.log.warning))
 
     @default("log_format")
     def _default_log_format(self) -> str:
@@ -182,6 +183,8 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
 
     def write_connection_file(self, **_: Any) -> None:
         """Write ports and public key into the connection file; a secret key never is added to it."""
+        if self._names_file:
+            self.connection_file, self._names_file = connection_file.claim(self.connection_file), False
         path = self.abs_connection_file
         info: dict[str, Any] = {
             "ip": self.ip,
@@ -210,8 +213,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         self._options.check_config(self.config, self.loaded_config_files)
         info = self._read_connection_file()
         if self.log_format == self._default_log_format():
-            name = Path(self.connection_file).stem.replace("%", "%%")
-            self.log_format = _LOG_FORMAT.format(name)
+            self.log_format = _LOG_FORMAT.format(Path(self.connection_file).stem.replace("%", "%%"))
         self._keys = find(self._environment, info, self.abs_connection_file)
         self.server_key = self._keys.public_key
         del self._environment
@@ -234,11 +236,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         if self.connection_file:
             path = connection_file.find(self.connection_file, self.connection_dir)
         else:
-            # Upstream would also take a file of this name that somebody left, here or in the runtime
-            # folder, and with it keys that somebody else knows.
-            self.connection_file = f"{self.connection_dir}/kernel-{os.getpid()}.json"
-            with contextlib.suppress(OSError):
-                Path(self.connection_file).unlink()
+            self.connection_file, self._names_file = connection_file.new_name(self.connection_dir), True
         if path is None:
             # A name without a folder belongs into the runtime folder, and os.chdir does not change it.
             self.connection_file = str(Path(self.abs_connection_file).absolute())
@@ -269,7 +267,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         ports.check_free(self.transport, self.ip, dict(zip(port_names, self.ports, strict=True)))
         # Code may change the working directory, and another folder would list the clients.
-        folder = Path(self.authorized_clients).expanduser().absolute()
+        folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
         self.authorized_clients = str(folder)
         clients = AuthorizedClients(folder, self.log.warning)
         allow_any = self.client_authorization == "any"
@@ -383,6 +381,8 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             super().initialize(argv)
         except CurveKernelError as error:
             fail(error)
+        except RuntimeError as error:
+            fail(no_home(error))
 
     def start(self) -> None:
         """Run until the kernel is told to end."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -160,7 +160,7 @@ class CurveMagics(Magics):
         if app.client_authorization == "any":
             authorization = _ANY
         else:
-            folder, home = app.authorized_clients, str(Path.home())
+            folder, home = app.authorized_clients, os.path.expanduser("~")  # noqa: PTH111  there may be none
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
         if app.access_problem:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CurveKernelError
+from ..folders import is_out_of_reach
 from ..keys.certificates import read_certificate
 
 __all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name"]
@@ -80,6 +81,8 @@ class AuthorizedClients:
         CurveKernelError
             For a folder or a certificate that another user may write, or that can't be read.
         """
+        if is_out_of_reach(self.folder):
+            self._warn(f"nobody is listed: {self.folder} is in a folder of another user's")
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
             if _exists(folder) and (problem := _problem(folder)):
@@ -174,10 +177,10 @@ def _exists(folder: Path) -> bool:
     """Whether there is anything, or it can't be told, of which `_problem` then says why."""
     try:
         folder.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True
+        return not is_out_of_reach(folder)
     return True
 
 

@@ -30,6 +30,7 @@ from rich.text import Text
 from .. import __version__, keys
 from ..access.allowlist import AuthorizedClients
 from ..errors import CurveKernelError
+from ..folders import NoFolderError, no_home
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
@@ -253,7 +254,12 @@ class DoctorApp(Command):
 
 def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from function()
+        try:
+            yield from function()
+        except RuntimeError as error:
+            raise no_home(error) from None
+    except NoFolderError as error:
+        yield from_error(check, error)
     except Exception as error:  # noqa: BLE001  one check that breaks must not hide the others
         message = f"this check broke: {type(error).__name__}: {error}"
         yield Finding(check, "failure", message, "# report it, with the output of doctor --json")

@@ -22,6 +22,7 @@ from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
 from ..client.heartbeat import keyed_heartbeat
 from ..errors import CurveKernelError
+from ..folders import NoFolderError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
@@ -268,9 +269,12 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
     if options.mode != "allowlist":
         return None
     if options.folder:
-        return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
+        return Path(cwd or Path.cwd(), os.path.expanduser(options.folder))  # noqa: PTH111
     same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
-    return curve_folder() if same else None
+    try:
+        return curve_folder() if same else None
+    except NoFolderError:
+        return None
 
 
 def _require_jupyter_client() -> None:
