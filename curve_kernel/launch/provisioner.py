@@ -20,13 +20,14 @@ from traitlets import Bool, CaselessStrEnum
 from .. import connection_file, keys, sockets
 from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
-from ..client.heartbeat import keyed_heartbeat
 from ..errors import CurveKernelError
 from ..folders import NoFolderError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
+from .handover import Handover, starts_python
+from .holders import holding_manager, presenting_client
 from .ports import HeldPorts
 
 __all__ = ["CurveProvisioner", "StartError"]
@@ -70,7 +71,8 @@ class CurveProvisioner(LocalProvisioner):
         config=True,
         help="""How the kernel learns its secret key: 'env' hands it over in
         $JUPYTER_CURVE_SECRETKEY, and the connection file holds the public key only; 'file' writes
-        both keys into the connection file, for kernels that look for them there.""",
+        both keys into the connection file, for kernels that look for them there. If this is not set,
+        the variable names a pipe for a kernel that a wrapper starts.""",
     )
     message_signing = Bool(
         True,
@@ -89,7 +91,9 @@ class CurveProvisioner(LocalProvisioner):
                 "in its kernelspec's config there can be key_distribution and message_signing",
             )
         super().__init__(**kwargs)
-        self._held_ports = HeldPorts()
+        # Who asks for it by name gets the variable, whatever the kernel is started by.
+        self._by_variable = "key_distribution" in kwargs
+        self._held_ports, self._handover = HeldPorts(), Handover()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
@@ -136,13 +140,25 @@ class CurveProvisioner(LocalProvisioner):
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
             env.pop(variable, None)
         if self.key_distribution == "env":
-            env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
+            env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
         self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
-            self._held_ports.release()
+            self._release()
             raise
+
+    def _secret_for(self, command: list[str]) -> str:
+        """Return the secret key, or for a wrapper what names the pipe that holds it."""
+        assert self._keys is not None
+        secret_key, km = self._keys.secret_key, self.parent
+        if km is None or self._by_variable or starts_python(command):
+            return secret_key.decode()
+        return self._handover.open(km.connection_file, secret_key)
+
+    def _release(self) -> None:
+        self._held_ports.release()
+        self._handover.close()
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Give the manager its keys, other clients the public one, and see that the kernel has its own.
@@ -168,7 +184,7 @@ class CurveProvisioner(LocalProvisioner):
             await self._end_kernel()
             raise
         finally:
-            self._held_ports.release()
+            self._release()
 
     async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -240,7 +256,7 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
-        self._held_ports.release()
+        self._release()
         if not restart:
             self._keys = None
 
@@ -248,7 +264,8 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
-        km.client_factory = _presenting_keys(km.client_factory)
+        km.__class__ = holding_manager(type(km))
+        km.client_factory = presenting_client(km.client_factory)
         return km
 
 
@@ -285,34 +302,3 @@ def _require_jupyter_client() -> None:
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
         )
-
-
-def _presenting_keys(factory: type) -> type:
-    """Make a client class of *factory* whose heartbeat presents the manager's key pair too.
-
-    It also accepts the keys as str: ``KernelManager.client()`` of jupyter_client 8.9 passes them so,
-    and its own clients refuse them with a TraitError, until 8.10.
-    """
-    if hasattr(factory, "presents_keys"):
-        return factory
-
-    class Client(factory):
-        presents_keys = True
-        hb_channel_class: Any
-
-        def __init__(self, **kwargs: Any) -> None:
-            for name in ("curve_publickey", "curve_secretkey"):
-                if isinstance(kwargs.get(name), str):
-                    kwargs[name] = kwargs[name].encode("ascii")
-            super().__init__(**kwargs)
-
-        @property
-        def hb_channel(self) -> Any:
-            public_key, secret_key = self.curve_publickey, self.curve_secretkey
-            if self._hb_channel is None and public_key and secret_key:
-                pair = KeyPair(public_key, secret_key)
-                self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, pair)
-            return super().hb_channel
-
-    Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
-    return Client

@@ -45,6 +45,7 @@ MEANT: dict[str, set[str]] = {
         "wait_for_ready",
     },
     "<locals>.Client": {"hb_channel", "hb_channel_class"},
+    "<locals>.Manager": {"client", "client_factory"},
     "ClientAuthenticator": {"curve_user_id", "handle_zap_message"},
     "ClientsApp": {"name"},
     "Command": {"initialize", "start"},
@@ -164,6 +165,7 @@ MEANT: dict[str, set[str]] = {
 # Classes that are made inside a function, and their base class.
 INSIDE = {
     "<locals>.Client": "jupyter_client.AsyncKernelClient",
+    "<locals>.Manager": "jupyter_client.KernelManager",
 }
 
 
