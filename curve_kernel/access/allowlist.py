@@ -108,6 +108,15 @@ class AuthorizedClients:
             iter(clients), None
         )
 
+    def listed(self) -> dict[bytes, tuple[Client, bool]]:
+        """Return by public key the client that `find` returns, and whether its time is up."""
+        listed: dict[bytes, tuple[Client, bool]] = {}
+        for client in self:
+            known, ended = listed.get(client.public_key), self.has_ended(client)
+            if known is None or (known[1] and not ended):
+                listed[client.public_key] = client, ended
+        return listed
+
     def has_ended(self, client: Client) -> bool:
         """Whether the time of *client* is up.
 

@@ -22,7 +22,9 @@ class Reason(str, Enum):
     LEFT = "left during the handshake"
     UNKNOWN_KEY = "unknown key"
     NOT_FOR_VIEWERS = "not for viewers"
+    REVOKED = "not listed any more"
     ENDED = "access has ended"
+    DOUBT = "may be a client that is not listed any more"
     HANDSHAKES = "too many connections in the handshake"
     HANDSHAKE_BYTES = "too many bytes in the handshake"
     CONNECTIONS = "too many connections"
@@ -79,6 +81,11 @@ class AuditLog:
         self._add(
             logging.WARNING, str(reason), f"{channel}: disconnected {peer} from {address}: {reason}"
         )
+
+    def dropped(self, channel: str, reason: Reason, peer: str) -> None:
+        """Log that a message that had come already was not handled, since its client is out by now."""
+        self._count(channel, reason)
+        self._add(logging.WARNING, str(reason), f"{channel}: dropped a message of {peer}: {reason}")
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""
