@@ -35,6 +35,10 @@ class Reason(str, Enum):
         return str(self.value)
 
 
+# Clients of which it is remembered that the log has told of a message that was dropped.
+_KEPT = 64
+
+
 class AuditLog:
     """Logs the clients that were accepted and rejected, in a bounded number of lines.
 
@@ -59,6 +63,7 @@ class AuditLog:
         self._start = 0.0
         self._lines: collections.Counter[int] = collections.Counter()
         self._left_out: collections.Counter[tuple[int, str]] = collections.Counter()
+        self._dropped: set[str] = set()
         self._counts: collections.Counter[tuple[str, Reason]] = collections.Counter()
 
     def accepted(self, channel: str, address: str, peer: str, *, always: bool) -> None:
@@ -75,17 +80,25 @@ class AuditLog:
         line = f"{channel}: rejected a client from {address}: {reason}{detail}"
         self._add(logging.WARNING, str(reason), line)
 
-    def disconnected(self, channel: str, address: str, reason: Reason, peer: str) -> None:
-        """Log that the kernel disconnected a client, and why."""
+    def disconnected(
+        self, channel: str, address: str, reason: Reason, peer: str, *, always: bool
+    ) -> None:
+        """Log that the kernel disconnected a client, and why; *always* also if there are many lines."""
         self._count(channel, reason)
-        self._add(
-            logging.WARNING, str(reason), f"{channel}: disconnected {peer} from {address}: {reason}"
-        )
+        line = f"{channel}: disconnected {peer} from {address}: {reason}"
+        if always:
+            self._log.warning(line)
+        else:
+            self._add(logging.WARNING, str(reason), line)
 
     def dropped(self, channel: str, reason: Reason, peer: str) -> None:
         """Log that a message that had come already was not handled, since its client is out by now."""
         self._count(channel, reason)
-        self._add(logging.WARNING, str(reason), f"{channel}: dropped a message of {peer}: {reason}")
+        line = f"{channel}: dropped what {peer} had sent: {reason}"
+        with self._lock:
+            if line not in self._dropped:
+                self._dropped = {*list(self._dropped)[-_KEPT:], line}
+                self._log.warning(line)
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""

@@ -120,7 +120,7 @@ class Enforcer:
         if changed and connection.is_ready and not clients:
             reason = Reason.DOUBT
         if reason is not None:
-            self._disconnect(connection, reason if known else Reason.DOUBT)
+            self._disconnect(connection, reason if known else Reason.DOUBT, always=known)
         elif known:
             connection.peer = verdicts[0][0]
 
@@ -202,8 +202,8 @@ class Enforcer:
         elif has_little_to_say(connection) and says_too_much(connection):
             self._disconnect(connection, Reason.BYTES)
 
-    def _disconnect(self, connection: Connection, reason: Reason) -> None:
+    def _disconnect(self, connection: Connection, reason: Reason, *, always: bool = False) -> None:
         connection.disconnect()
         self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
-        self._audit.disconnected(channel, address, reason, str(connection.peer))
+        self._audit.disconnected(channel, address, reason, str(connection.peer), always=always)
