@@ -33,6 +33,7 @@ class Kernel:
     def __init__(self, info: dict[str, Any], client: Any, log: Path, folder: Path) -> None:
         self.info, self.client, self.log, self.folder = info, client, log, folder
         self.keys: dict[str, KeyPair] = {}
+        self.manager: KeyPair | None = None
 
     def list(self, name: str, role: str = "owner", **kwargs: Any) -> KeyPair:
         keys = self.keys.setdefault(name, KeyPair.generate())
@@ -67,7 +68,9 @@ def kernel(request: Any, tmp_path_factory: Any) -> Iterator[Kernel]:
         headless(*arguments, file=file, env=env, stderr=stderr) as (_, info),
         client_of(info, keys) as client,
     ):
-        yield Kernel(info, client, log, folder)
+        kernel = Kernel(info, client, log, folder)
+        kernel.manager = keys
+        yield kernel
 
 
 def is_out_in_time(member: Member, action: Callable[[], object], *channels: str) -> None:
