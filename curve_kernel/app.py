@@ -28,9 +28,6 @@ from traitlets import (
     CaselessStrEnum,
     Dict,
     DottedObjectName,
-    Enum,
-    Float,
-    Int,
     TraitError,
     Unicode,
     default,
@@ -39,9 +36,8 @@ from traitlets import (
 from . import __version__, connection_file, keys, sockets
 from .access.allowlist import AuthorizedClients
 from .access.gate import Gate
-from .access.limits import MESSAGE_SIZES, Limits
-from .access.monitor import Port
-from .command_line import StrictApplication
+from .access.port import Port
+from .access_options import AccessOptions
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
 from .folders import no_home
@@ -51,6 +47,7 @@ from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
 from .launch import ports
+from .session import CurveSession
 from .signals import call_at_end, what_ends_it
 from .upstream import replaced
 
@@ -59,7 +56,7 @@ __all__ = ["CurveKernelApp"]
 _LOG_FORMAT = "[%(name)s %(asctime)s {}]%(highlevel)s %(message)s"
 
 
-class CurveKernelApp(StrictApplication, IPKernelApp):
+class CurveKernelApp(AccessOptions, IPKernelApp):
     """An IPython kernel whose every bound socket is a CURVE server.
 
     It takes all options of ipykernel's own application, and reads the same configuration files.
@@ -114,37 +111,6 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         help="""The importstring for the OutStream factory.""",
     )
 
-    handshake_timeout = Float(
-        5.0,
-        min=0.1,
-        config=True,
-        help="""Seconds in which a handshake must be over.""",
-    )
-    max_handshakes = Int(
-        256,
-        min=1,
-        config=True,
-        help="""Connections that may be in their handshake at the same time, on all ports together;
-        for one more the oldest is disconnected. Never more than a quarter of the open files that the
-        process may have, so that code can always open some.""",
-    )
-    max_connections = Int(
-        512,
-        min=1,
-        config=True,
-        help="""Connections of clients that are not listed, on all ports together; for one more the
-        oldest of the address that has the most is disconnected. Of clients that are
-        not known yet, a sixteenth of that number on each port, and a quarter on the heartbeat. Never
-        more than an eighth of the open files that the process may have.""",
-    )
-    max_message_size = Dict(
-        value_trait=Int(min=4096),
-        key_trait=Enum(list(MESSAGE_SIZES)),
-        config=True,
-        help="""Bytes in one frame by channel, also in the handshake: libzmq disconnects a client that
-        sends a larger one. Give the channels that are to differ, such as shell=1073741824.""",
-    )
-
     server_key = b""
     _keys: KeyPair | None = None
     _environment: EnvironmentSecret
@@ -161,6 +127,9 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
     @default("log_format")
     def _default_log_format(self) -> str:
         return _LOG_FORMAT.format("pid %(process)d")
+
+    def _session_default(self) -> CurveSession:
+        return CurveSession(parent=self)
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         """Make *s* a guarded CURVE server and bind it; upstream calls this for every channel but hb."""
@@ -277,7 +246,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         self._gate = Gate(
             self._keys,
             clients,
-            Limits(self.handshake_timeout, self.max_handshakes, self.max_connections),
+            self.limits,
             self.log,
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
@@ -290,6 +259,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             super().init_sockets()
         finally:
             self.curve_secretkey = None
+        self.session.curve_gate, self.session.curve_stdin = self._gate, self.stdin_socket
 
     def init_control(self, context: zmq.Context[Any]) -> None:
         """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""

@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
 from .access.connection import ConnectionInfo
-from .access.monitor import Port
+from .access.port import Port
 
 __all__ = ["CurveMagics", "Report"]
 

@@ -132,6 +132,15 @@ class Connections:
             connection.candidates = {n: peer for n, peer in authorized if n > connection.number}
             self._deduce(connection)
 
+    def may_be(self, connection: Connection) -> list[Peer]:
+        """Return the clients of which *connection* may be, as far as they have been accepted."""
+        if connection.peer.role:
+            return [connection.peer]
+        if connection.is_ready:
+            return list(connection.candidates.values())
+        authorized = self._authorized[connection.channel].items()
+        return [peer for number, peer in authorized if number > connection.number]
+
     def spoke(self, channel: str, descriptor: int, given: str) -> list[Connection]:
         """Take note of what a message told; return the connections whose client is known by it."""
         words = given.split(" ", 3)

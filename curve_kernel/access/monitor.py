@@ -19,18 +19,21 @@ from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
 from threading import Event, Lock, Thread
 from time import monotonic, sleep
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import zmq
 
 from .audit import AuditLog
-from .connection import Connection, ConnectionInfo, name_of, open_socket
+from .connection import Connection, name_of, open_socket
 from .connections import Connections
 from .enforcer import Enforcer
 from .limits import Limits
-from .zap import ClientAuthenticator, Policy
+from .policy import Policy
+from .port import Listener, Port
+from .revocation import Revocation
+from .zap import ClientAuthenticator
 
-__all__ = ["Monitor", "Port"]
+__all__ = ["Monitor"]
 
 _EVENTS = (
     zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -47,32 +50,6 @@ _BATCH, _REST = 16, 0.00005
 # Seconds after which a connection that says nothing is accepted all the same. Both ends of ZMTP speak
 # first.
 _DEFER_ACCEPT = 600
-
-
-class Port(NamedTuple):
-    """A bound socket, as libzmq tells of it.
-
-    ``rejected`` counts connections by the reason why they came to nothing.
-    """
-
-    channel: str
-    mechanism: str
-    endpoint: str
-    connections: tuple[ConnectionInfo, ...]
-    rejected: dict[str, int]
-
-
-class _Listener:
-    """A guarded socket and its monitor."""
-
-    def __init__(self, channel: str, socket: zmq.Socket[Any], monitor: zmq.Socket[Any]) -> None:
-        self.channel = channel
-        self.socket = socket
-        self.monitor = monitor
-        self.mechanism = zmq.SecurityMechanism(cast(int, socket.get(zmq.MECHANISM))).name
-        self.endpoint = ""
-        self.name: tuple[object, object] | None = None
-        self.descriptor = self.inode = -1
 
 
 class Monitor:
@@ -98,8 +75,9 @@ class Monitor:
         """Why no new client is accepted, or empty."""
         self._lock = Lock()
         self._connections = Connections()
-        self._enforcer = Enforcer(self._connections, limits, audit)
-        self._listeners: dict[str, _Listener] = {}
+        self._enforcer = Enforcer(self._connections, limits, audit, policy)
+        self._revocation = Revocation(policy, self._enforcer)
+        self._listeners: dict[str, Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
         self._on_ended: dict[str, Any] = {}
         # What messages told of their connection: channel, descriptor, user id.
@@ -138,24 +116,28 @@ class Monitor:
                 handler = ClientAuthenticator(context, self._policy, self._connections, self._audit)
                 handler.start()
                 self._handlers[context] = handler
-            self._listeners[channel] = _Listener(channel, socket, monitor)
+            self._listeners[channel] = Listener(channel, socket, monitor)
         self._wake()
 
     def on_ended(self, channel: str, callback: Any) -> None:
         """Call *callback*, in the monitor's thread, whenever a connection of *channel* has ended."""
         self._on_ended[channel] = callback
 
-    def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of the connection by which a message came. Called for each message of a channel."""
+    def heard(self, channel: str, frame: zmq.Frame) -> str | None:
+        """Take note of the connection by which a message came. Called for each message of a channel.
+
+        Returns the connection's user id, or None for a message that came from no connection.
+        """
         try:
             descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
         except zmq.ZMQError:
-            return
+            return None
         heard = self._heard[channel]
         if heard.get(descriptor) != user_id:
             heard[descriptor] = user_id
             self._spoke.append((channel, descriptor, user_id))
             self._wake()
+        return user_id
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub."""
@@ -209,6 +191,7 @@ class Monitor:
         for listener in self._listeners.values():
             listener.monitor.close()
         self._enforcer.close()
+        self._revocation.close()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it is about to wake anyway
@@ -231,6 +214,8 @@ class Monitor:
         poller, known = zmq.Poller(), 0
         poller.register(self._wake_in, zmq.POLLIN)
         poller.register(self._enforcer.epoll.fileno(), zmq.POLLIN)
+        if (told := self._revocation.descriptor) >= 0:
+            poller.register(told, zmq.POLLIN)
         handshakes_then = readers_then = 0.0
         while not self._stopping:
             ready = [where for where, _ in poller.poll(self._timeout())]
@@ -250,6 +235,9 @@ class Monitor:
                     if handler.zap_socket in ready or handler in self._requests:
                         self._take(self._answer, handler)
                 self._take(self._hear)
+                if told in ready:
+                    self._take(self._revocation.told)
+                self._take(self._revocation.check)
                 if self._enforcer.epoll.fileno() in ready:
                     self._take(self._check_budgets)
                 now = monotonic()
@@ -273,7 +261,10 @@ class Monitor:
             return 0
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
-        return int(_READER_INTERVAL * 1000) if self._enforcer.has_readers() else None
+        seconds = self._revocation.seconds()
+        if self._enforcer.has_readers():
+            seconds = min(_READER_INTERVAL, _READER_INTERVAL if seconds is None else seconds)
+        return None if seconds is None else int(seconds * 1000) + 1
 
     def _take(self, function: Any, *arguments: Any) -> None:
         """Call *function*; what goes wrong is logged once, and the thread goes on."""
@@ -287,7 +278,7 @@ class Monitor:
                 self._reported.add(problem)
                 self._log.error("The watch over connections goes on after an error: %s", problem)
 
-    def _drain(self, listener: _Listener, most: int = 1000) -> bool:
+    def _drain(self, listener: Listener, most: int = 1000) -> bool:
         """Handle *most* events of *listener*, and return whether those were all that there are."""
         for _ in range(most):
             try:
@@ -298,7 +289,7 @@ class Monitor:
             self._take(self._handle_event, listener, frame, endpoint)
         return False
 
-    def _handle_event(self, listener: _Listener, frame: bytes, endpoint: bytes) -> None:
+    def _handle_event(self, listener: Listener, frame: bytes, endpoint: bytes) -> None:
         event, value = unpack("=Hi", frame)
         channel = listener.channel
         if event == zmq.EVENT_LISTENING:

@@ -80,6 +80,7 @@ MEANT: dict[str, set[str]] = {
         "_apply_curve_server_options",
         "_bind_socket",
         "_ports",
+        "_session_default",
         "aliases",
         "cleanup_connection_file",
         "close",
@@ -108,6 +109,7 @@ MEANT: dict[str, set[str]] = {
     },
     "CurveOutStream": {"_flush_buffers"},
     "CurveProvisioner": {"cleanup", "connection_info", "launch_kernel", "post_launch", "pre_launch"},
+    "CurveSession": {"deserialize", "recv"},
     "CurveShell": {
         "_executing",
         "check_complete",
