@@ -21,12 +21,12 @@ from .. import connection_file, keys, sockets
 from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
 from ..client.heartbeat import keyed_heartbeat
+from ..distribution import Distribution, distribution_for, how_to_encrypt, site_plaintext_kernels
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
-from .distribution import Distribution, distribution_for, how_to_encrypt, site_plaintext_kernels
 from .ports import HeldPorts
 
 __all__ = ["CurveProvisioner", "StartError"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,7 @@ def test_every_kernel(tmp_path):
         assert line.split()[:2] == ["encrypted", psutil.Process().username()]
 
 
+@pytest.mark.skipif(not shutil.which("ip"), reason="this needs iproute2")
 def test_a_kernel_in_a_network_of_its_own(tmp_path):
     """As containers have: its ports are not this machine's, and others here may have their numbers."""
     with headless(file=tmp_path / "k.json", prefix=IN_ITS_OWN_NETWORK) as (process, info):

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from jupyter_client import KernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from support import CHANNELS, MODULE, run_code, started
+from support import CHANNELS, MODULE, run_code, started, stock_ports
 from traitlets.config import Config
 
+from curve_kernel.distribution import distribution_for
 from curve_kernel.errors import CurveKernelError
-from curve_kernel.launch.distribution import distribution_for
 from curve_kernel.wire import read_mechanism
 
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
@@ -128,7 +128,7 @@ def test_a_site_allows_some_by_name(tmp_path, monkeypatch, caplog):
     file = tmp_path / "jupyter_config.json"
     file.write_text(json.dumps({"CurveProvisioner": {"plaintext_kernels": ["Old", "further"]}}))
     logging.getLogger("traitlets").propagate = True
-    with started(name) as (km, client):
+    with started(name, **stock_ports()) as (km, client):
         assert mechanisms(km) == {"NULL"}
         assert run_code(client, "1 + 1") == ("ok", "2")
         for starts in (1, 2):
@@ -147,7 +147,7 @@ def test_a_configuration_of_the_program_itself(tmp_path):
     """What JupyterLab, nbconvert and others hand to their managers."""
     name = write_spec("old")
     config = Config({"CurveProvisioner": {"plaintext_kernels": ["old"]}})
-    with started(name, config=config) as (km, _):
+    with started(name, config=config, **stock_ports()) as (km, _):
         assert mechanisms(km) == {"NULL"}
     # What can encrypt does so, whatever is listed.
     with started("python3-curve", config=config) as (km, _):
