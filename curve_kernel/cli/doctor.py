@@ -268,5 +268,5 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
     console.print(line.append(f"{finding.check}: {finding.message}", "default"))
-    if finding.command:
-        console.print(Text(f"{'':<9}fix it: {finding.command}"))
+    for number, command in enumerate(finding.command.splitlines()):
+        console.print(Text(f"{'':<9}{'' if number else 'fix it: '}{command}"))
