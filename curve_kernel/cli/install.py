@@ -36,6 +36,7 @@ __all__ = [
     "kernel_spec",
     "replaced_by_stock",
     "requirement",
+    "resources",
     "runs_curve_kernel",
     "shipped_spec",
 ]
@@ -118,7 +119,8 @@ def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
             yield folder
 
 
-def _resources() -> Path:
+def resources() -> Path:
+    """Return the folder of the kernelspec that is shipped, with its logos."""
     package = Path(__file__).parent.parent
     in_wheel = package / "kernelspec"
     return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
@@ -126,7 +128,7 @@ def _resources() -> Path:
 
 def shipped_spec() -> dict[str, Any]:
     """Return the content of the kernel.json that is shipped, for this interpreter."""
-    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec: dict[str, Any] = json.loads((resources() / "kernel.json").read_text())
     spec["argv"][0] = sys.executable
     return spec
 
@@ -275,7 +277,7 @@ class InstallApp(Command):
         manager.log.setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "spec"
-            shutil.copytree(_resources(), source)
+            shutil.copytree(resources(), source)
             (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
             try:
                 destination = Path(
@@ -329,8 +331,8 @@ class UninstallApp(Command):
     """Removes what ``install`` made."""
 
     name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
-        in this environment, in the user's folder, in the system's."""
+    summary = f"""Remove a kernelspec that `install` or `attach` made, {_NAME} by default, wherever
+        Jupyter looks: in this environment, in the user's folder, in the system's."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name, and a place where Jupyter does not look."""
@@ -345,7 +347,11 @@ class UninstallApp(Command):
             for folder, argv in installed(KernelSpecManager(), options.prefix)
             if folder.name.lower() == name
         ]
-        ours = [folder for folder, argv in found if runs_curve_kernel(argv)]
+        ours = [
+            folder
+            for folder, argv in found
+            if runs_curve_kernel(argv) or _names_our_provisioner(folder)
+        ]
         marked = [folder for folder, _ in found if _mark(folder).exists()]
         for folder in marked:
             _mark(folder).unlink()
@@ -374,8 +380,16 @@ class UninstallApp(Command):
             print(f"Left {line}")  # noqa: T201
 
 
+def _names_our_provisioner(folder: Path) -> bool:
+    """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
+        return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
+    return False
+
+
 def _came_with_pip(folder: Path) -> bool:
     """Whether this package's own files put it there, and ``install`` has not replaced it since."""
     file = folder / "kernel.json"
-    shipped = (_resources() / "kernel.json").read_bytes()
+    shipped = (resources() / "kernel.json").read_bytes()
     return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped

@@ -34,6 +34,21 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "wait_for_ready",
     },
+    "AttachApp": {"name"},
+    "AttachProvisioner": {
+        "cleanup",
+        "connection_info",
+        "has_process",
+        "kill",
+        "launch_kernel",
+        "poll",
+        "post_launch",
+        "pre_launch",
+        "send_signal",
+        "shutdown_requested",
+        "terminate",
+        "wait",
+    },
     "AuthorizeApp": {"name"},
     "BlockingKernelClient": {
         "execute_interactive",
@@ -46,6 +61,15 @@ MEANT: dict[str, set[str]] = {
     },
     "<locals>.Client": {"hb_channel", "hb_channel_class"},
     "<locals>.Manager": {"client", "client_factory"},
+    "<locals>.JoinedClient": {"shutdown"},
+    "<locals>.KeyedClient": {
+        "_create_connected_socket",
+        "blocking_class",
+        "blocking_client",
+        "curve_publickey",
+        "curve_secretkey",
+        "hb_channel_class",
+    },
     "ClientAuthenticator": {"curve_user_id", "handle_zap_message"},
     "ClientsApp": {"name"},
     "Command": {"initialize", "start"},
@@ -168,6 +192,8 @@ MEANT: dict[str, set[str]] = {
 INSIDE = {
     "<locals>.Client": "jupyter_client.AsyncKernelClient",
     "<locals>.Manager": "jupyter_client.KernelManager",
+    "<locals>.JoinedClient": "jupyter_client.AsyncKernelClient",
+    "<locals>.KeyedClient": "jupyter_client.AsyncKernelClient",
 }
 
 
