@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import stat
 import sys
 from functools import partial
@@ -31,16 +30,18 @@ from traitlets import (
     Enum,
     Float,
     Int,
+    List,
     TraitError,
     Unicode,
     default,
 )
 
 from . import __version__, connection_file, keys, sockets
-from .access.allowlist import AuthorizedClients
+from .access.allowlist import AuthorizedClients, owner_keys
 from .access.gate import Gate
 from .access.limits import MESSAGE_SIZES, Limits
 from .access.monitor import Port
+from .banner import banner
 from .command_line import StrictApplication
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
@@ -104,6 +105,12 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         config=True,
         help="""The folder that lists the clients, in owners/NAME.key and viewers/NAME.key
         [default: curve in Jupyter's configuration folder].""",
+    )
+
+    owner_keys = List(
+        Unicode(),
+        config=True,
+        help="""Public keys, in hexadecimal or Z85, of owners beside those in authorized_clients.""",
     )
 
     outstream_class = DottedObjectName(
@@ -271,7 +278,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         # Code may change the working directory, and another folder would list the clients.
         folder = Path(self.authorized_clients).expanduser().absolute()
         self.authorized_clients = str(folder)
-        clients = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"
         if not allow_any:
             clients.check()
@@ -332,21 +339,13 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
+        file, folder = self.abs_connection_file, None
         if self._secret_file_mode & 0o077:
-            self.log.warning(
-                "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
-                self.abs_connection_file,
-                self._secret_file_mode,
-            )
-        file, clients = shlex.quote(self.abs_connection_file), "anybody with the connection file"
+            others = "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
+            self.log.warning(others, file, self._secret_file_mode)
         if self.client_authorization == "allowlist":
-            clients = f"the clients listed in {shlex.quote(self.authorized_clients)}"
-        lines = [
-            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
-            f"Connection file: {file}",
-            f"May connect: {clients}",
-            f"To connect: python -m curve_kernel console --existing {file}",
-        ]
+            folder = self.authorized_clients
+        lines = banner(self.server_key, file, folder, len(self.owner_keys))
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CurveKernelError
+from ..keys import as_hex, parse_public
 from ..keys.certificates import read_certificate
 
-__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name"]
+__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name", "owner_keys"]
 
 ROLES = {"owner": "owners", "viewer": "viewers"}
 """Role to the name of its folder."""
@@ -45,6 +46,18 @@ def check_name(name: str) -> str:
     return name
 
 
+def owner_keys(given: Iterable[str]) -> list[bytes]:
+    """Return the public keys that are given in hexadecimal or Z85; a comma may stand between two.
+
+    Raises
+    ------
+    CurveKernelError
+        If there is something else.
+    """
+    words = [word for words in given for word in words.split(",")]
+    return [parse_public(word, "a public key in owner_keys") for word in words]
+
+
 class Client(NamedTuple):
     """A client that is listed by name."""
 
@@ -63,10 +76,17 @@ class AuthorizedClients:
         The folder that holds ``owners`` and ``viewers``. It need not exist.
     warn : callable
         Told, once for each state of a file, why it is skipped.
+    owner_keys : iterable of bytes
+        Public keys that are owners too, as long as this object lives.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, folder: Path, warn: Callable[[str], object], owner_keys: Iterable[bytes] = ()
+    ) -> None:
         self.folder = folder
+        self._owner_keys = {
+            key: Client(f"key-{as_hex(key)[:8]}", "owner", key, Path()) for key in owner_keys
+        }
         self._warn = warn
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
         self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
@@ -94,9 +114,12 @@ class AuthorizedClients:
 
         An owner is looked for where its certificate was before, and everybody else in all of them.
         """
-        return self._known_owner(public_key) or next(
+        client = self._known_owner(public_key) or next(
             (client for client in self if client.public_key == public_key), None
         )
+        if client is None or client.role != "owner":
+            return self._owner_keys.get(public_key, client)
+        return client
 
     def _known_owner(self, public_key: bytes) -> Client | None:
         path = self._owners.get(public_key)
