@@ -45,6 +45,14 @@ MEANT: dict[str, set[str]] = {
         "wait_for_ready",
     },
     "<locals>.Client": {"hb_channel", "hb_channel_class"},
+    "<locals>.KeyedClient": {
+        "_create_connected_socket",
+        "blocking_class",
+        "blocking_client",
+        "curve_publickey",
+        "curve_secretkey",
+        "hb_channel_class",
+    },
     "ClientAuthenticator": {"curve_user_id", "handle_zap_message"},
     "ClientsApp": {"name"},
     "Command": {"initialize", "start"},
@@ -164,6 +172,7 @@ MEANT: dict[str, set[str]] = {
 # Classes that are made inside a function, and their base class.
 INSIDE = {
     "<locals>.Client": "jupyter_client.AsyncKernelClient",
+    "<locals>.KeyedClient": "jupyter_client.AsyncKernelClient",
 }
 
 
