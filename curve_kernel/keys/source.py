@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import select
 import shlex
 import stat
 import sys
@@ -42,6 +44,7 @@ class EnvironmentSecret:
     def __init__(self) -> None:
         self._secret = _take(SECRETKEY_VARIABLE)
         self._file = _take(SECRETKEY_FILE_VARIABLE)
+        self._piped = None if self._file is None else _read_pipe(self._file)
 
     def __repr__(self) -> str:
         return "EnvironmentSecret(<hidden>)"
@@ -64,7 +67,10 @@ class EnvironmentSecret:
             secret_key = parse(self._secret, f"${SECRETKEY_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_VARIABLE}"))
         if self._file is not None:
-            secret_key = _read_secret_file(self._file)
+            if self._piped is None:
+                secret_key = _read_secret_file(self._file)
+            else:
+                secret_key = parse(self._piped.strip(), f"the pipe in ${SECRETKEY_FILE_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_FILE_VARIABLE}"))
         if not pairs:
             return None
@@ -106,6 +112,22 @@ def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
         if text.startswith(name + b"="):
             yield address, len(text)
         index += 1
+
+
+def _read_pipe(path: str) -> bytes | None:
+    """Read and close the pipe that *path* names as ``/dev/fd/NUMBER``; None if it is something else.
+
+    Now, since a pipe can be read once only, and the kernel's children would inherit what is left in it.
+    """
+    named = re.fullmatch(r"/dev/fd/(\d{1,5})", path)
+    try:
+        if named is None or not stat.S_ISFIFO(os.fstat(int(named[1])).st_mode):
+            return None
+        with open(int(named[1]), "rb", buffering=0) as pipe:
+            # Its writer wrote before it started this process.
+            return pipe.read(128) or b"" if select.select([pipe], [], [], 0)[0] else b""
+    except OSError:
+        return None
 
 
 def _read_secret_file(path: str) -> bytes:
