@@ -341,7 +341,9 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         """Say that the kernel is encrypted, which clients may connect, and how."""
         file, folder = self.abs_connection_file, None
         if self._secret_file_mode & 0o077:
-            others = "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
+            others = (
+                "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
+            )
             self.log.warning(others, file, self._secret_file_mode)
         if self.client_authorization == "allowlist":
             folder = self.authorized_clients

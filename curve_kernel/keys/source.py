@@ -123,11 +123,13 @@ def _read_pipe(path: str) -> bytes | None:
     try:
         if named is None or not stat.S_ISFIFO(os.fstat(int(named[1])).st_mode):
             return None
-        with open(int(named[1]), "rb", buffering=0) as pipe:
-            # Its writer wrote before it started this process.
-            return pipe.read(128) or b"" if select.select([pipe], [], [], 0)[0] else b""
+        descriptor = int(named[1])
+        # Its writer wrote before it started this process.
+        found = os.read(descriptor, 128) if select.select([descriptor], [], [], 0)[0] else b""
+        os.close(descriptor)
     except OSError:
         return None
+    return found
 
 
 def _read_secret_file(path: str) -> bytes:

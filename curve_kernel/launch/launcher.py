@@ -167,7 +167,7 @@ class Launcher:
         if self._ended is not None:
             poller.register(self._ended, zmq.POLLIN)
         pause = 1.0 if self._ended is not None or self._kernel is None else _TICK
-        ready = dict(poller.poll(pause * 1000))
+        ready = dict(poller.poll(int(pause * 1000)))
         if output is not None and output.fileno() in ready:
             self._listen(output.fileno())
         self._look_at_kernel()
@@ -210,7 +210,12 @@ class Launcher:
 
     def _do_poll(self) -> dict[str, Any]:
         said = self._said.decode(errors="replace") if self._status is not None else ""
-        return {"status": self._status, "said": said}
+        return {"status": self._status, "said": said, "open": self._is_open()}
+
+    def _is_open(self) -> bool:
+        """Whether the kernel listens on all its ports."""
+        listening = {one.laddr.port for one in self._sockets_of_kernel(psutil.CONN_LISTEN)}
+        return listening >= set(self._ports.values())
 
     def _do_signal(self, number: int) -> dict[str, Any]:
         if self._kernel is not None:
@@ -244,9 +249,9 @@ class Launcher:
         )
         owners = ",".join(map(keys.as_hex, (self._settings.manager_key, *self._settings.owner_keys)))
         given, pipe = os.pipe()
-        with open(given, "rb"), open(pipe, "wb") as writer:
-            writer.write(self._keys.secret_key)
-            writer.close()
+        try:
+            os.write(pipe, self._keys.secret_key)
+            os.close(pipe)
             self._kernel = subprocess.Popen(  # noqa: S603
                 [
                     *(sys.executable, "-m", "curve_kernel", "-f", str(self._file)),
@@ -266,6 +271,8 @@ class Launcher:
                 pass_fds=[given],
                 start_new_session=True,
             )
+        finally:
+            os.close(given)
         self._said, self._status = b"", None
         with contextlib.suppress(AttributeError, OSError):
             self._ended = os.pidfd_open(self._kernel.pid)
@@ -305,15 +312,16 @@ class Launcher:
         return True
 
     def _kernel_peers(self) -> set[Any]:
-        if self._kernel is None:
-            return set()
-        with contextlib.suppress(psutil.Error, OSError):
-            return {
-                tuple(one.raddr)
-                for one in psutil.Process(self._kernel.pid).net_connections("tcp")
-                if one.status == psutil.CONN_ESTABLISHED and one.laddr.port in self._ports.values()
-            }
-        return set()
+        ports = self._ports.values()
+        established = self._sockets_of_kernel(psutil.CONN_ESTABLISHED)
+        return {tuple(one.raddr) for one in established if one.laddr.port in ports}
+
+    def _sockets_of_kernel(self, state: str) -> list[Any]:
+        if self._kernel is not None:
+            with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(self._kernel.pid)
+                return [one for one in process.net_connections("tcp") if one.status == state]
+        return []
 
 
 def _folder(cwd: str | None, folder: str | None) -> str:
@@ -350,8 +358,8 @@ def _complete_environment() -> None:
 def detach() -> int:
     """Go on in a process of its own session; gives a descriptor to write to when all is well.
 
-    The process that was started waits for that, and leaves with status 0 then, or with the status of the
-    one that goes on.
+    The process that was started waits for that, and leaves with status 0 then, or with the status of
+    the one that goes on.
     """
     ready, tell = os.pipe()
     child = os.fork()
