@@ -291,6 +291,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
+            ipv6=":" in self.ip,
         )
         self._keys = None
         # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
@@ -339,15 +340,13 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
-        file, folder = self.abs_connection_file, None
+        file = self.abs_connection_file
         if self._secret_file_mode & 0o077:
             others = (
                 "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
             )
             self.log.warning(others, file, self._secret_file_mode)
-        if self.client_authorization == "allowlist":
-            folder = self.authorized_clients
-        lines = banner(self.server_key, file, folder, len(self.owner_keys))
+        lines = banner(self, file)
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:

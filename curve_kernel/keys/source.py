@@ -44,7 +44,7 @@ class EnvironmentSecret:
     def __init__(self) -> None:
         self._secret = _take(SECRETKEY_VARIABLE)
         self._file = _take(SECRETKEY_FILE_VARIABLE)
-        self._piped = None if self._file is None else _read_pipe(self._file)
+        self._piped = None if self._file is None else _read_descriptor(self._file)
 
     def __repr__(self) -> str:
         return "EnvironmentSecret(<hidden>)"
@@ -114,7 +114,7 @@ def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
         index += 1
 
 
-def _read_pipe(path: str) -> bytes | None:
+def _read_descriptor(path: str) -> bytes | None:
     """Read and close the pipe that *path* names as ``/dev/fd/NUMBER``; None if it is something else.
 
     Now, since a pipe can be read once only, and the kernel's children would inherit what is left in it.

@@ -111,10 +111,10 @@ class Launcher:
             allow_any=False,
             open_heartbeat=False,
             message_sizes={},
+            ipv6=":" in settings.ip,
         )
         self._socket: zmq.Socket[Any] = self._context.socket(zmq.ROUTER)
         self._socket.linger = 500
-        self._socket.ipv6 = ":" in settings.ip
         # Whether the manager is there is told by its connection, and that by ZMTP's heartbeat.
         interval = min(max(settings.orphan_timeout / 4, 1.0), 20.0)
         self._socket.heartbeat_ivl = int(interval * 1000)
@@ -239,7 +239,7 @@ class Launcher:
             self._file,
             {
                 **self._ports,
-                "ip": self._settings.ip,
+                "ip": as_url_host(self._settings.ip),
                 "transport": "tcp",
                 "key": "",
                 "signature_scheme": "hmac-sha256",

@@ -12,8 +12,8 @@ from .processes import Done, run, run_now
 
 __all__ = ["Ssh", "SshEngine"]
 
-# ssh takes what it reads first. Host keys are checked whatever a configuration says, and there is nobody
-# to answer a question.
+# ssh takes what it reads first: host keys are checked whatever a configuration says, and nobody
+# is asked a question.
 _FIXED = (
     "-T",
     "-oBatchMode=yes",

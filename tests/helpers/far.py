@@ -1,7 +1,7 @@
 """Another host with a real sshd and a real Slurm: a network namespace with a cable to this one.
 
-For root. What Debian's packages provide is installed where it is missing, and everything that is started
-here, and nothing else, is ended again: `far_host` and `slurm_cluster` are context managers.
+For root. Debian's packages are installed where they are missing. What is started here, and nothing else,
+is ended again: `far_host` and `slurm_cluster` are context managers.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def install_packages() -> None:
 
 def call(*words: str, check: bool = True, timeout: float = 30) -> str:
     env = {**os.environ, "PATH": PATH}
-    done = subprocess.run(
-        words, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode:
         raise AssertionError(f"{words}: {done.stdout}{done.stderr}")
     return done.stdout
@@ -315,6 +313,7 @@ UsePAM no
 StrictModes no
 PasswordAuthentication no
 AcceptEnv *
+SetEnv SLURM_CONF={folder}/slurm/slurm.conf
 """
     )
     key = " ".join((folder / "host_key.pub").read_text().split()[:2])

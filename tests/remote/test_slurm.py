@@ -1,10 +1,8 @@
-"""Kernels in Slurm's jobs: a real slurmctld here, and slurmd on another host, in a network namespace."""
+"""Kernels in Slurm's jobs: a real slurmctld here, a real slurmd in a network namespace."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from far import Cluster, far_host, needs_root, slurm_cluster
