@@ -70,6 +70,7 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
         "jupyter_client.connect:ConnectionFileMixin._create_connected_socket": "",
         "jupyter_client.manager:KernelManager._close_control_socket": "",
         "jupyter_client.manager:KernelManager._control_socket": "",
+        "jupyter_client.manager:KernelManager._ready": "",
         "jupyter_client.manager:KernelManager._connect_control_socket": "",
         "jupyter_client.manager:KernelManager._async_kill_kernel": "",
         "jupyter_client.manager:KernelManager._async_cleanup_resources": "",

@@ -7,12 +7,15 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
 
 from ..errors import CurveKernelError
 from ..keys import as_hex, parse_public
-from ..keys.certificates import read_certificate
+from ..keys.certificates import parse_certificate, read_content
+from ..keys.expiry import parse_until
 
 __all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name", "owner_keys"]
 
@@ -65,6 +68,7 @@ class Client(NamedTuple):
     role: str
     public_key: bytes
     path: Path
+    until: datetime | None = None
 
 
 class AuthorizedClients:
@@ -91,6 +95,8 @@ class AuthorizedClients:
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
         self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
         self._warned: set[str] = set()
+        # When an access ends, on the clock that nobody sets and that goes on in a suspended machine.
+        self._ends: dict[tuple[bytes, datetime], float] = {}
 
     def check(self) -> None:
         """Make sure that nobody but this user and root can add a client.
@@ -112,14 +118,34 @@ class AuthorizedClients:
     def find(self, public_key: bytes) -> Client | None:
         """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer.
 
-        An owner is looked for where its certificate was before, and everybody else in all of them.
+        An owner is looked for where its certificate was before, and everybody else in all of them. A
+        client whose time is up is returned only if no other certificate lists its key.
         """
-        client = self._known_owner(public_key) or next(
-            (client for client in self if client.public_key == public_key), None
+        if (owner := self._known_owner(public_key)) is not None:
+            return owner
+        clients = [client for client in self if client.public_key == public_key]
+        client = next((client for client in clients if not self.has_ended(client)), None) or next(
+            iter(clients), None
         )
-        if client is None or client.role != "owner":
+        if client is None or client.role != "owner" or self.has_ended(client):
             return self._owner_keys.get(public_key, client)
         return client
+
+    def has_ended(self, client: Client) -> bool:
+        """Whether the time of *client* is up.
+
+        It is up at the earliest moment that any look at both clocks gave: a clock that is set back
+        lengthens no access of a kernel that runs.
+        """
+        return client.until is not None and self.seconds_left(client) <= 0
+
+    def seconds_left(self, client: Client) -> float:
+        """Return the seconds until the time of a client with an end is up."""
+        assert client.until is not None
+        key, now = (client.public_key, client.until), clock_gettime(CLOCK_BOOTTIME)
+        end = now + client.until.timestamp() - time()
+        self._ends[key] = min(self._ends.get(key, end), end)
+        return self._ends[key] - now
 
     def _known_owner(self, public_key: bytes) -> Client | None:
         path = self._owners.get(public_key)
@@ -129,7 +155,7 @@ class AuthorizedClients:
             client = self._load("owner", path, path.stat())
         except OSError:
             client = None
-        if client is None or client.public_key != public_key:
+        if client is None or client.public_key != public_key or self.has_ended(client):
             del self._owners[public_key]
             return None
         return client
@@ -177,7 +203,9 @@ class AuthorizedClients:
         try:
             if problem := _problem(path):
                 raise problem
-            client = Client(path.stem, role, read_certificate(path)[0], path)
+            content = read_content(path)
+            public_key, _ = parse_certificate(content, str(path))
+            client = Client(path.stem, role, public_key, path, parse_until(content, str(path)))
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)

@@ -22,6 +22,7 @@ class Reason(str, Enum):
     LEFT = "left during the handshake"
     UNKNOWN_KEY = "unknown key"
     NOT_FOR_VIEWERS = "not for viewers"
+    ENDED = "access has ended"
     HANDSHAKES = "too many connections in the handshake"
     HANDSHAKE_BYTES = "too many bytes in the handshake"
     CONNECTIONS = "too many connections"

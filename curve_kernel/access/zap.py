@@ -63,9 +63,12 @@ class Policy:
         if key == self._own_client_key and channel == "shell":
             return Peer(OWN_CLIENT, "", shown), None
         client = self._clients.find(key)
-        if client is None:
+        ended = client is not None and self._clients.has_ended(client)
+        if client is None or ended:
             if self._allow_any or (channel == "hb" and self._open_heartbeat):
                 return Peer("any", "", shown), None
+            if client is not None:
+                return Peer("", client.name, shown), Reason.ENDED
             return Peer("", "", shown), Reason.UNKNOWN_KEY
         if client.role == "viewer" and channel not in VIEWER_CHANNELS and not self._allow_any:
             return Peer(client.role, client.name, shown), Reason.NOT_FOR_VIEWERS
@@ -125,7 +128,9 @@ class ClientAuthenticator(Authenticator):
         peer, reason = self._policy.decide(channel, key)
         if reason is not None:
             self._connections.rejected(channel)
-            detail = f" such as {peer.name!r}" if peer.name else f" {peer.public_key}"
+            detail = f" {peer.public_key}"
+            if peer.name:
+                detail = f" such as {peer.name!r}" if peer.role else f", that of {peer.name!r}"
             self._audit.rejected(channel, self._address, reason, detail)
             return False
         self._user_id = self._connections.authorized(channel, peer)

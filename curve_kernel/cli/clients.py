@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from ..access.allowlist import ROLES, AuthorizedClients, check_name
@@ -22,9 +23,18 @@ from ..keys.certificates import (
     read_certificate,
     write_certificate,
 )
+from ..keys.expiry import after, ago_or_in, at, show
 from . import Command
 
-__all__ = ["AuthorizeApp", "ClientsApp", "KeygenApp", "RevokeApp", "make_identity"]
+__all__ = [
+    "AuthorizeApp",
+    "ClientsApp",
+    "KeygenApp",
+    "RevokeApp",
+    "add_end_arguments",
+    "end_of",
+    "make_identity",
+]
 
 _STANDING = "A connection that stands already goes on: restart the kernel to end it."
 
@@ -146,6 +156,30 @@ def _take_off(public_key: bytes) -> Iterator[str]:
     yield f"Your old key is off your list, and your kernels reject it at the next handshake: {key}"
 
 
+def add_end_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --for and --until."""
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument(
+        "--for",
+        dest="duration",
+        metavar="TIME",
+        help="end the access by itself, after 30min, 2h, 1h30min or 7d",
+    )
+    end.add_argument(
+        "--until",
+        metavar="WHEN",
+        help="""end the access by itself, at 18:00, 2026-12-24 or 2026-12-24T18:00, in this machine's
+        time unless it says another, as in 2026-12-24T18:00Z or 2026-12-24T18:00+01:00""",
+    )
+
+
+def end_of(options: argparse.Namespace) -> datetime | None:
+    """Return the end that the options ask for, or None for no end."""
+    if options.duration is not None:
+        return after(options.duration)
+    return at(options.until) if options.until is not None else None
+
+
 class AuthorizeApp(Command):
     """Lists a client."""
 
@@ -169,11 +203,12 @@ class AuthorizeApp(Command):
             default="viewer",
             help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
         )
+        add_end_arguments(parser)
         parser.add_argument("--force", action="store_true", help="replace a client of that name")
 
     def run(self, options: argparse.Namespace) -> None:
         """Write the certificate into the role's folder."""
-        name = check_name(options.name)
+        name, end = check_name(options.name), end_of(options)
         public_key, secret_key = self._read(options.certificate)
         if secret_key is not None:
             raise CurveKernelError(
@@ -196,7 +231,7 @@ class AuthorizeApp(Command):
             )
         try:
             make_folder(target.parent)
-            write_certificate(target, public_key)
+            write_certificate(target, public_key, until=end)
             # A change of role: always listed in a folder, and only for this instant in both.
             for path in existing:
                 if path != target:
@@ -204,6 +239,9 @@ class AuthorizeApp(Command):
         except OSError as error:
             raise _not_written(error) from None
         print(f"{name} is {options.role} of your kernels now: {shlex.quote(str(target))}")  # noqa: T201
+        if end is not None:
+            moment = f"{end.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+            print(f"The access ends by itself at {moment}, {ago_or_in(end)}.")  # noqa: T201
 
     @staticmethod
     def _same(existing: list[Path], public_key: bytes) -> bool:
@@ -260,6 +298,8 @@ class ClientsApp(Command):
         width = max((len(client.name) for client in clients), default=0)
         for client in clients:
             you = "  (you)" if own and client.public_key == own.public_key else ""
-            print(f"{client.name:<{width}}  {client.role:<6}  {client.public_key.decode()}{you}")  # noqa: T201
+            end = f"  {show(client.until)}" if client.until else ""
+            key = client.public_key.decode()
+            print(f"{client.name:<{width}}  {client.role:<6}  {key}{end}{you}")  # noqa: T201
         if not clients:
             print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201

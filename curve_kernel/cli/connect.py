@@ -10,7 +10,7 @@ import queue
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from . import Command
 from .clients import make_identity
 from .pulse import Pulse
 
-__all__ = ["ConsoleApp", "WatchApp", "find"]
+__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity"]
 
 
 def find(name: str | None) -> str:
@@ -117,6 +117,30 @@ def _by_time(files: Iterable[Path]) -> list[str]:
     return sorted(times, key=lambda file: times[file])
 
 
+def need_identity(info: Mapping[str, Any]) -> None:
+    """Make this user's identity, if a kernel's connection info needs it and it is missing."""
+    if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:
+        make_identity()
+        where = shlex.quote(str(curve_folder() / "identity.key"))
+        print(  # noqa: T201
+            f"curve_kernel: made your key pair, an owner of your own kernels: {where}", file=sys.stderr
+        )
+
+
+def connected(path: str, connect: Callable[[], Any]) -> Any:
+    """Return what *connect* does; an error then names the file or this user's certificate."""
+    try:
+        return connect()
+    except NobodyThereError as error:
+        raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
+    except KeyNotAuthorizedError as error:
+        certificate = shlex.quote(str(curve_folder() / "identity.key"))
+        raise KeyNotAuthorizedError(
+            error.message,
+            f"send your certificate to the kernel's user, who can authorize it: {certificate}",
+        ) from None
+
+
 class _ExistingCommand(Command):
     """A command on a kernel that runs: ``NAME`` or ``--existing NAME``."""
 
@@ -139,28 +163,8 @@ class _ExistingCommand(Command):
         if options.name and options.existing and options.name != options.existing:
             raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
         path = find(options.name or options.existing or None)
-        info = connection_file.read(path)
-        if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:
-            make_identity()
-            where = shlex.quote(str(curve_folder() / "identity.key"))
-            print(  # noqa: T201
-                f"curve_kernel: made your key pair, an owner of your own kernels: {where}",
-                file=sys.stderr,
-            )
+        need_identity(connection_file.read(path))
         return path
-
-    def connected(self, path: str, connect: Callable[[], Any]) -> Any:
-        """Return what *connect* does; an error then names the file or this user's certificate."""
-        try:
-            return connect()
-        except NobodyThereError as error:
-            raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
-        except KeyNotAuthorizedError as error:
-            certificate = shlex.quote(str(curve_folder() / "identity.key"))
-            raise KeyNotAuthorizedError(
-                error.message,
-                f"send your certificate to the kernel's user, who can authorize it: {certificate}",
-            ) from None
 
 
 class ConsoleApp(_ExistingCommand):
@@ -233,13 +237,13 @@ class ConsoleApp(_ExistingCommand):
         app.connection_file = path
         try:
             try:
-                self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+                connected(path, lambda: app.initialize([*passed, *self.rest]))
             except RuntimeError as error:
                 raise CurveKernelError(
                     f"the kernel of {path} accepts this client and does not answer: {error}",
                     "it may be busy; or the HMAC key in the file is not its own",
                 ) from None
-            self.connected(path, app.start)
+            connected(path, app.start)
         finally:
             app.close()
 
@@ -256,13 +260,13 @@ class WatchApp(_ExistingCommand):
         path = self.find(options)
         client = BlockingKernelClient()
         client.load_connection_info(connection_file.read(path))
-        self.connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
+        connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a character that this terminal does not have
         printer = _Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         try:
             printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
-            self.connected(path, lambda: self._follow(client, path, printer))
+            connected(path, lambda: self._follow(client, path, printer))
         except KeyboardInterrupt:
             printer.note("left; the kernel goes on")
         finally:

@@ -24,6 +24,7 @@ from traitlets.utils.importstring import import_item
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
+from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
 
 if TYPE_CHECKING:
     from ipykernel.kernelbase import Kernel
@@ -35,6 +36,7 @@ __all__ = [
     "installed",
     "kernel_spec",
     "requirement",
+    "resources",
     "runs_curve_kernel",
     "shipped_spec",
 ]
@@ -102,7 +104,8 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
             yield file.parent, argv
 
 
-def _resources() -> Path:
+def resources() -> Path:
+    """Return the folder of the kernelspec that is shipped, with its logos."""
     package = Path(__file__).parent.parent
     in_wheel = package / "kernelspec"
     return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
@@ -110,7 +113,7 @@ def _resources() -> Path:
 
 def shipped_spec() -> dict[str, Any]:
     """Return the content of the kernel.json that is shipped, for this interpreter."""
-    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec: dict[str, Any] = json.loads((resources() / "kernel.json").read_text())
     spec["argv"][0] = sys.executable
     return spec
 
@@ -217,6 +220,7 @@ class InstallApp(Command):
             action="store_true",
             help="leave the HMAC key empty: every connection is authenticated already",
         )
+        add_remote_arguments(parser)
         parser.add_argument(
             "--no-provisioner",
             action="store_true",
@@ -247,8 +251,12 @@ class InstallApp(Command):
                     f"{variable!r} can't be the name of an environment variable",
                     "give name and value as two words: --env NAME VALUE",
                 )
-        spec = kernel_spec(options)
-        name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
+        remote = is_remote(options)
+        if remote:
+            name, spec = remote_spec(options)
+        else:
+            spec = kernel_spec(options)
+            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
         prefix = options.prefix
         user = options.user
         if not user and not prefix:
@@ -259,7 +267,7 @@ class InstallApp(Command):
         manager.log.setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "spec"
-            shutil.copytree(_resources(), source)
+            shutil.copytree(resources(), source)
             (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
             try:
                 destination = Path(
@@ -272,6 +280,9 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
+        if remote:
+            tell_of_far_side(spec)
+            return
         for line in _notes(options, manager, name.lower(), destination):
             print(line)  # noqa: T201
 
@@ -308,8 +319,8 @@ class UninstallApp(Command):
     """Removes what ``install`` made."""
 
     name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
-        in this environment, in the user's folder, in the system's."""
+    summary = f"""Remove a kernelspec that `install` or `attach` made, {_NAME} by default, wherever
+        Jupyter looks: in this environment, in the user's folder, in the system's."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name, and a place where Jupyter does not look."""
@@ -324,7 +335,11 @@ class UninstallApp(Command):
             for folder, argv in installed(KernelSpecManager(), options.prefix)
             if folder.name.lower() == name
         ]
-        ours = [folder for folder, argv in found if runs_curve_kernel(argv)]
+        ours = [
+            folder
+            for folder, argv in found
+            if runs_curve_kernel(argv) or _names_our_provisioner(folder)
+        ]
         if not ours:
             message = f"there is no kernelspec {options.name}"
             if found:
@@ -350,8 +365,16 @@ class UninstallApp(Command):
             print(f"Left {line}")  # noqa: T201
 
 
+def _names_our_provisioner(folder: Path) -> bool:
+    """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
+        return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
+    return False
+
+
 def _came_with_pip(folder: Path) -> bool:
     """Whether this package's own files put it there, and ``install`` has not replaced it since."""
     file = folder / "kernel.json"
-    shipped = (_resources() / "kernel.json").read_bytes()
+    shipped = (resources() / "kernel.json").read_bytes()
     return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped

@@ -17,6 +17,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 from jupyter_core.paths import jupyter_data_dir
 
 from .. import __version__
+from .attach import ATTACH_PROVISIONER, RUNS, Attached
 from .findings import PYTHON, Finding, one_line
 from .install import install_beside, installed, requirement, runs_curve_kernel
 
@@ -58,6 +59,9 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
     try:
         spec = KernelSpec.from_resource_dir(str(folder))
         provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
+        if provisioner == ATTACH_PROVISIONER:
+            yield _attached(Attached.read(folder))
+            return
         executable = _executable(spec.argv[0])
     except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
         yield Finding(
@@ -86,6 +90,15 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
         return
     how = f"by {provisioner}" if provisioner else "with keys from the front end"
     yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}, started {how}")
+
+
+def _attached(spec: Attached) -> Finding:
+    state = spec.state()
+    message = f"{spec.name} joins the kernel of {spec.file}, which {state}"
+    if state == RUNS:
+        return Finding("kernelspecs", "ok", message)
+    command = f"{PYTHON} -m curve_kernel uninstall --name {shlex.quote(spec.name)}"
+    return Finding("kernelspecs", "warning", message, command)
 
 
 def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+from datetime import datetime
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_config_dir
@@ -28,6 +29,7 @@ __all__ = [
     "make_folder",
     "parse_certificate",
     "read_certificate",
+    "read_content",
     "write_certificate",
 ]
 
@@ -55,11 +57,21 @@ def read_certificate(path: Path) -> tuple[bytes, bytes | None]:
     CurveKernelError
         If it can't be read or holds no key. The message never quotes the file.
     """
+    return parse_certificate(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Return what is in the certificate file at *path*.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read.
+    """
     try:
-        content, _ = files.read(path)
+        return files.read(path)[0]
     except OSError as error:
         raise CurveKernelError(f"certificate {path} can't be read: {error.strerror}", _FORM) from None
-    return parse_certificate(content, str(path))
 
 
 def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
@@ -96,7 +108,9 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
     return public_key, secret_key
 
 
-def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = None) -> None:
+def write_certificate(
+    path: Path, public_key: bytes, secret_key: bytes | None = None, until: datetime | None = None
+) -> None:
     """Write a certificate in pyzmq's format, atomically, with mode 0600 if it holds a secret key.
 
     Parameters
@@ -105,6 +119,8 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
         The file, in a folder that exists.
     public_key, secret_key : bytes
         The keys, 40 bytes of Z85 each.
+    until : datetime, optional
+        When the client's access ends, with a time zone.
 
     Raises
     ------
@@ -115,7 +131,10 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
     lines = [f"#   ZeroMQ CURVE {kind} Certificate, written by curve_kernel"]
     if secret_key is not None:
         lines.append("#   DO NOT PROVIDE THIS FILE TO OTHER USERS nor change its permissions.")
-    lines += ["", "metadata", "curve", f'    public-key = "{public_key.decode()}"']
+    lines += ["", "metadata"]
+    if until is not None:
+        lines.append(f'    until = "{until.isoformat(timespec="seconds")}"')
+    lines += ["curve", f'    public-key = "{public_key.decode()}"']
     if secret_key is not None:
         lines.append(f'    secret-key = "{secret_key.decode()}"')
     mode = 0o644 if secret_key is None else 0o600

@@ -23,6 +23,7 @@ class Ready(NamedTuple):
     server_key: bytes
     pid: int
     version: str
+    python: str
     hostname: str
     time: float
 
@@ -103,6 +104,7 @@ def find_ready(out: str, where: str) -> Ready | None:
             keys.parse(said["curve_publickey"], f"the server key from {where}"),
             int(said["pid"]),
             str(said["curve_kernel"]),
+            str(said["python"]),
             str(said["hostname"]),
             float(said["time"]),
         )

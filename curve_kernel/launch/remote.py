@@ -29,7 +29,7 @@ from .slurm import SlurmEngine
 from .ssh import Ssh, SshEngine
 from .tunnel import Tunnel
 
-__all__ = ["RemoteProvisioner"]
+__all__ = ["OPTIONS", "RemoteProvisioner"]
 
 _REACH_LIMIT = 10.0
 _ANSWER_LIMIT = 1.0
@@ -37,7 +37,7 @@ _INTERVAL = 0.03
 _PROBE_LIMIT = 1.0
 # Seconds of silence after which the engine is asked what has become of the launcher, and between that.
 _SILENCE = 5.0
-_OPTIONS = (
+OPTIONS = (
     *("engine", "host", "python", "ssh_options", "sbatch_options", "network", "ip", "reach", "ports"),
     *("cwd", "start_timeout", "queue_timeout", "orphan_timeout"),
 )
@@ -92,14 +92,15 @@ class RemoteProvisioner(KernelProvisionerBase):
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
             raise StartError(
                 f"the curve-remote-provisioner has no option {', '.join(unknown)}",
-                f"in its kernelspec's config there can be {', '.join(_OPTIONS)}",
+                f"in its kernelspec's config there can be {', '.join(OPTIONS)}",
             )
         super().__init__(**kwargs)
         self._process = os.getpid()
         self._silent_since = time.monotonic()
-        self._engine = self._make_engine()
+        self._engine = self.make_engine()
 
-    def _make_engine(self) -> Engine:
+    def make_engine(self) -> Engine:
+        """Return what starts the launcher, as it is configured."""
         ssh = Ssh(self.host, self.ssh_options) if self.host or self.engine == "ssh" else None
         if self.ports:
             parse_range(self.ports)
@@ -213,12 +214,9 @@ class RemoteProvisioner(KernelProvisionerBase):
 
     # The launcher
 
-    async def _start_launcher(self) -> None:
-        km: Any = self.parent
-        deadline = time.monotonic() + self.start_timeout
-        self._pair = KeyPair.generate()
-        self._status, self._lost = None, ""
-        arguments = ["--manager-key", keys.as_hex(self._pair.public_key)]
+    def launcher_arguments(self, pair: KeyPair, start_timeout: float) -> list[str]:
+        """Return what follows ``launch`` on the other machine; all of it is public."""
+        arguments = ["--manager-key", keys.as_hex(pair.public_key)]
         # The user's own identity: a restarted server, or a console, can join.
         if identity := load_identity():
             arguments += ["--owner-key", keys.as_hex(identity.public_key)]
@@ -227,12 +225,22 @@ class RemoteProvisioner(KernelProvisionerBase):
             arguments += ["--ip", ip]
         if self.ports:
             arguments += ["--ports", self.ports]
-        arguments += ["--start-timeout", f"{self.start_timeout:g}"]
+        arguments += ["--start-timeout", f"{start_timeout:g}"]
         arguments += ["--orphan-timeout", f"{self.orphan_timeout:g}"]
         if self._engine.detaches:
             arguments.append("--detach")
+        return arguments
+
+    async def _start_launcher(self) -> None:
+        km: Any = self.parent
+        deadline = time.monotonic() + self.start_timeout
+        self._pair = KeyPair.generate()
+        self._status, self._lost = None, ""
+        arguments = self.launcher_arguments(self._pair, self.start_timeout)
         self.log.info("Kernel %s is started on %s", km.kernel_name, self._engine.where)
-        self._ready = ready = await self._engine.launch(arguments, self.start_timeout, self.log.warning)
+        self._ready = ready = await self._engine.launch(
+            arguments, self.start_timeout, self.log.warning
+        )
         deadline = max(deadline, time.monotonic() + _REACH_LIMIT)
         ip, far_ports = ready.ip, ready.ports
         if self.network == "tunnel":

@@ -34,6 +34,21 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "wait_for_ready",
     },
+    "AttachApp": {"name"},
+    "AttachProvisioner": {
+        "cleanup",
+        "connection_info",
+        "has_process",
+        "kill",
+        "launch_kernel",
+        "poll",
+        "post_launch",
+        "pre_launch",
+        "send_signal",
+        "shutdown_requested",
+        "terminate",
+        "wait",
+    },
     "AuthorizeApp": {"name"},
     "BlockingKernelClient": {
         "execute_interactive",
@@ -45,6 +60,7 @@ MEANT: dict[str, set[str]] = {
         "wait_for_ready",
     },
     "<locals>.Client": {"hb_channel", "hb_channel_class"},
+    "<locals>.JoinedClient": {"shutdown"},
     "<locals>.KeyedClient": {
         "_create_connected_socket",
         "blocking_class",
@@ -172,6 +188,7 @@ MEANT: dict[str, set[str]] = {
 # Classes that are made inside a function, and their base class.
 INSIDE = {
     "<locals>.Client": "jupyter_client.AsyncKernelClient",
+    "<locals>.JoinedClient": "jupyter_client.AsyncKernelClient",
     "<locals>.KeyedClient": "jupyter_client.AsyncKernelClient",
 }
 

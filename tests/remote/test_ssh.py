@@ -199,7 +199,7 @@ def test_the_secret_key_never_leaves_and_nothing_is_plain(far, network, tmp_path
 
 
 def test_a_stranger_gets_nothing(far):
-    """With the connection file, on the kernel's ports and on the launcher's, and on a tunnel's ports."""
+    """Who has the connection file: on the kernel's ports, the launcher's, and a tunnel's."""
     for network in ("direct", "tunnel"):
         far.kernelspec(network, network=network)
         with started(network) as (km, client):
@@ -219,6 +219,7 @@ def test_a_stranger_gets_nothing(far):
                             seen.add(zmq.utils.monitor.recv_monitor_message(events)["event"])
                         assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in seen
                         socket.disable_monitor()
+                        events.close(linger=0)
             assert run_code(client, "6 * 7") == ("ok", "42")
 
 
