@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import stat
 import sys
 from functools import partial
@@ -28,16 +27,18 @@ from traitlets import (
     CaselessStrEnum,
     Dict,
     DottedObjectName,
+    List,
     TraitError,
     Unicode,
     default,
 )
 
 from . import __version__, connection_file, keys, sockets
-from .access.allowlist import AuthorizedClients
+from .access.allowlist import AuthorizedClients, owner_keys
 from .access.gate import Gate
 from .access.port import Port
 from .access_options import AccessOptions
+from .banner import banner
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
 from .folders import no_home
@@ -102,6 +103,12 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         config=True,
         help="""The folder that lists the clients, in owners/NAME.key and viewers/NAME.key
         [default: curve in Jupyter's configuration folder].""",
+    )
+
+    owner_keys = List(
+        Unicode(),
+        config=True,
+        help="""Public keys, in hexadecimal or Z85, of owners beside those in authorized_clients.""",
     )
 
     outstream_class = DottedObjectName(
@@ -238,7 +245,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         # Code may change the working directory, and another folder would list the clients.
         folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
         self.authorized_clients = str(folder)
-        clients = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"
         if not allow_any:
             clients.check()
@@ -251,6 +258,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
+            ipv6=":" in self.ip,
         )
         self._keys = None
         # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
@@ -300,21 +308,13 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
+        file = self.abs_connection_file
         if self._secret_file_mode & 0o077:
-            self.log.warning(
-                "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
-                self.abs_connection_file,
-                self._secret_file_mode,
+            others = (
+                "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
             )
-        file, clients = shlex.quote(self.abs_connection_file), "anybody with the connection file"
-        if self.client_authorization == "allowlist":
-            clients = f"the clients listed in {shlex.quote(self.authorized_clients)}"
-        lines = [
-            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
-            f"Connection file: {file}",
-            f"May connect: {clients}",
-            f"To connect: python -m curve_kernel console --existing {file}",
-        ]
+            self.log.warning(others, file, self._secret_file_mode)
+        lines = banner(self, file)
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:

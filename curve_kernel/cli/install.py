@@ -24,6 +24,7 @@ from traitlets.utils.importstring import import_item
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
+from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
 
 if TYPE_CHECKING:
     from ipykernel.kernelbase import Kernel
@@ -235,6 +236,7 @@ class InstallApp(Command):
             action="store_true",
             help="leave the HMAC key empty: every connection is authenticated already",
         )
+        add_remote_arguments(parser)
         parser.add_argument(
             "--no-provisioner",
             action="store_true",
@@ -265,8 +267,12 @@ class InstallApp(Command):
                     f"{variable!r} can't be the name of an environment variable",
                     "give name and value as two words: --env NAME VALUE",
                 )
-        spec = kernel_spec(options)
-        name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
+        remote = is_remote(options)
+        if remote:
+            name, spec = remote_spec(options)
+        else:
+            spec = kernel_spec(options)
+            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
         prefix = options.prefix
         user = options.user
         if not user and not prefix:
@@ -293,6 +299,9 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
+        if remote:
+            tell_of_far_side(spec)
+            return
         for line in _notes(options, manager, name.lower(), destination):
             print(line)  # noqa: T201
 
