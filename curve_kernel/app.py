@@ -286,8 +286,8 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             message_sizes=self.max_message_size,
         )
         self._keys = None
-        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
-        self.curve_secretkey = b"in the gate"
+        # Since 7.3 upstream warns of plaintext if this is None. The gate has the key.
+        self.curve_secretkey = b""
         try:
             super().init_sockets()
         finally:
