@@ -261,8 +261,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             ipv6=":" in self.ip,
         )
         self._keys = None
-        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
-        self.curve_secretkey = b"in the gate"
+        # Since 7.3 upstream warns of plaintext if this is None. The gate has the key.
+        self.curve_secretkey = b""
         try:
             super().init_sockets()
         finally:

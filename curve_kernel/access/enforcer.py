@@ -13,8 +13,8 @@ from .connections import Connections
 from .limits import (
     Limits,
     excess_connection,
+    follow_reader,
     has_little_to_say,
-    is_slow_reader,
     oldest_handshake,
     says_too_much,
     says_too_much_in_handshake,
@@ -93,6 +93,8 @@ class Enforcer:
             self._check_budget(connection)
         else:
             self._unbudget(connection)
+            if connection.channel not in ("iopub", "hb"):
+                connection.receive_freely()
         excess = excess_connection(self._connections.ready.values(), self._limits)
         if excess is not None:
             self._disconnect(excess, Reason.CONNECTIONS)
@@ -167,13 +169,10 @@ class Enforcer:
         """Disconnect slow readers."""
         self._published_before = self.published
         for connection in list(self._budgeted.values()):
-            if (
-                connection.channel == "iopub"
-                and connection.is_ready
-                and not connection.is_disconnected
-                and is_slow_reader(connection, self.published)
-            ):
-                self._disconnect(connection, Reason.SLOW)
+            if connection.channel == "iopub" and connection.is_ready and not connection.is_disconnected:
+                connection.progress, is_slow = follow_reader(connection, self.published)
+                if is_slow:
+                    self._disconnect(connection, Reason.SLOW)
 
     def close(self) -> None:
         """Release all connections."""
