@@ -26,6 +26,7 @@ from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
 from .pulse import Pulse
 from .ssh import ssh_tunnel
+from .whose import whose
 
 __all__ = ["CurveConsoleApp", "CurveShell"]
 
@@ -77,6 +78,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     parent: CurveConsoleApp
     use_kernel_is_complete: Any
+    other_output_prefix: Any
     problem: CurveKernelError | None = None
     """Why the kernel can't be talked to any more."""
 
@@ -130,6 +132,11 @@ class CurveShell(ZMQTerminalInteractiveShell):
             more, indent = super().check_complete(code)
         self.use_kernel_is_complete = asks
         return more, indent
+
+    def include_output(self, msg: dict[str, Any]) -> bool:
+        """Tell whether to show a message, and with whose name, if it is of another client."""
+        self.other_output_prefix = f"{whose(msg) or 'Remote'} "
+        return bool(super().include_output(msg))
 
     async def interact(self, loop: Any = None, display_banner: Any = None) -> None:
         """Prompt and run, until the user leaves or the kernel can't be talked to any more."""

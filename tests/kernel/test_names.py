@@ -112,10 +112,12 @@ MEANT: dict[str, set[str]] = {
     "CurveShell": {
         "_executing",
         "check_complete",
+        "include_output",
         "init_kernel_info",
         "interact",
         "keepkernel",
         "mainloop",
+        "other_output_prefix",
         "parent",
         "run_cell",
         "show_banner",
