@@ -31,7 +31,7 @@ def test_watch_and_console_show_whose_input_it_was(folder):
         member.execute("6 * 7")
         watching.wait("vera In [1]: 6 * 7")
         assert "olga" not in watching.screen()
-        console.wait("vera In [1]: 6 * 7")
+        console.wait("vera In [1]: 6 * 7\nvera Out[1]: 42")
         console.type("1 + 1", "Enter")
         wait_for("the console's own input", lambda: "olga In [2]: 1 + 1" in watching.screen())
         # Out at once, and each of the two says so.

@@ -119,6 +119,8 @@ MEANT: dict[str, set[str]] = {
         "mainloop",
         "other_output_prefix",
         "parent",
+        "print_out_prompt",
+        "print_remote_prompt",
         "run_cell",
         "show_banner",
         "use_kernel_is_complete",
