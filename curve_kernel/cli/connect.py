@@ -30,6 +30,7 @@ from ..keys.certificates import curve_folder, load_identity
 from . import Command
 from .clients import make_identity
 from .pulse import Pulse
+from .whose import whose
 
 __all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity"]
 
@@ -348,7 +349,8 @@ class _Printer:
         content = message["content"]
         match message["msg_type"]:
             case "execute_input":
-                self._label(f"In [{content['execution_count']}]: ", "32", content["code"])
+                label = f"{whose(message)} In [{content['execution_count']}]: ".lstrip()
+                self._label(label, "32", content["code"])
                 self._lines(self._highlighted(content["code"]))
             case "stream":
                 self._write(content["text"], "31" if content["name"] == "stderr" else "")

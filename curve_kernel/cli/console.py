@@ -26,6 +26,7 @@ from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
 from .pulse import Pulse
 from .ssh import ssh_tunnel
+from .whose import whose
 
 __all__ = ["CurveConsoleApp", "CurveShell"]
 
@@ -82,6 +83,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     parent: CurveConsoleApp
     use_kernel_is_complete: Any
+    other_output_prefix: Any
+    is_remote = False
+    """Whether the message that is shown comes of another client's request."""
     problem: CurveKernelError | None = None
     """Why the kernel can't be talked to any more."""
 
@@ -135,6 +139,27 @@ class CurveShell(ZMQTerminalInteractiveShell):
             more, indent = super().check_complete(code)
         self.use_kernel_is_complete = asks
         return more, indent
+
+    def include_output(self, msg: dict[str, Any]) -> bool:
+        """Tell whether to show a message, and with whose name, if it is of another client."""
+        self.other_output_prefix = f"{whose(msg) or 'Remote'} "
+        self.is_remote = not self.from_here(msg)
+        return bool(super().include_output(msg))
+
+    # Upstream's two go past the standard output, which is held back while there is a prompt, and so
+    # come behind the text that they are in front of.
+
+    def print_remote_prompt(self, ec: int | None = None) -> None:
+        """Print whose the input is; the prompt itself is there already."""
+        if ec is not None:
+            sys.stdout.write(f"{self.other_output_prefix}In [{ec}]: ")
+
+    def print_out_prompt(self) -> None:
+        """Print what is in front of a result."""
+        if self.is_remote:
+            sys.stdout.write(f"Out[{self.execution_count}]: ")
+        else:
+            super().print_out_prompt()
 
     async def interact(self, loop: Any = None, display_banner: Any = None) -> None:
         """Prompt and run, until the user leaves or the kernel can't be talked to any more."""
