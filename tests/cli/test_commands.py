@@ -246,6 +246,9 @@ def test_curve_magic_fits_into_80_columns(curve):
         terminal.wait("In [1]")
         terminal.type("%curve", "Enter")
         screen = terminal.wait("In [2]").partition("%curve")[2]
+        # A path is in one piece, to be copied.
+        file = os.environ["JUPYTER_RUNTIME_DIR"].replace(os.environ["HOME"], "~", 1)
+        assert f"\nConnection file: {file}/kernel-{process.pid}.json\n" in screen
         assert max(map(len, screen.splitlines())) <= 80, screen
         assert f"Server key: {info['curve_publickey']}" in screen
         assert re.search(r"^shell +tcp://127.0.0.1:\d+ +CURVE +\d +\d$", screen, re.MULTILINE), screen

@@ -159,6 +159,7 @@ MEANT: dict[str, set[str]] = {
     "PortlessDebugger": {"_forward_message", "process_request", "start", "variable_explorer"},
     "PyConfigFile": {"load_config"},
     "RevokeApp": {"name"},
+    "ShareApp": {"name"},
     "StatusApp": {"name"},
     "StrictApplication": {
         "_create_loader",
