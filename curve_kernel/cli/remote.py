@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CurveKernelError
-from ..keys import KeyPair, as_hex
+from ..keys import KeyPair
 from ..launch.addresses import as_url_host
 from ..launch.link import Link, unreachable_port
 from ..launch.processes import run
@@ -22,9 +22,16 @@ from ..launch.ssh import Ssh, far_failure
 from ..launch.tunnel import Tunnel
 from .findings import Finding, as_command
 
-__all__ = ["add_remote_arguments", "check_far_side", "is_remote", "remote_config", "remote_spec", "tell_of_far_side"]
+__all__ = [
+    "add_remote_arguments",
+    "check_far_side",
+    "is_remote",
+    "remote_config",
+    "remote_spec",
+    "tell_of_far_side",
+]
 
-PROVISIONER = "curve-remote-provisioner"
+REMOTE_PROVISIONER = "curve-remote-provisioner"
 _LOOK = (
     "import json, sys, time, curve_kernel;"
     "print(json.dumps({'curve_kernel': curve_kernel.__version__, 'python': sys.version.split()[0],"
@@ -133,7 +140,7 @@ def remote_spec(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     where = f"on {options.ssh}" if options.ssh else "in Slurm"
     if options.slurm and options.ssh:
         where = f"in Slurm of {options.ssh}"
-    spec = {
+    spec: dict[str, Any] = {
         "argv": [],
         "display_name": options.display_name or f"Python 3 {where}",
         "language": "python",
@@ -141,7 +148,7 @@ def remote_spec(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "metadata": {
             "debugger": True,
             "supported_encryption": ["curve"],
-            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config},
+            "kernel_provisioner": {"provisioner_name": REMOTE_PROVISIONER, "config": config},
         },
     }
     if options.env:
@@ -196,7 +203,9 @@ class _FarSide:
         self._slurm = config["engine"] == "slurm"
 
     def check(self, *, thoroughly: bool) -> Iterator[Finding]:
-        findings = [asyncio.run(self._look())] if not self._slurm else [asyncio.run(self._look_at_slurm())]
+        findings = (
+            [asyncio.run(self._look())] if not self._slurm else [asyncio.run(self._look_at_slurm())]
+        )
         yield from (finding for found in findings for finding in found)
         if thoroughly and all(one.level != "failure" for found in findings for one in found):
             yield from asyncio.run(self._try())

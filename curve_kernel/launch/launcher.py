@@ -314,7 +314,8 @@ class Launcher:
     def _kernel_peers(self) -> set[Any]:
         ports = self._ports.values()
         established = self._sockets_of_kernel(psutil.CONN_ESTABLISHED)
-        return {tuple(one.raddr) for one in established if one.laddr.port in ports}
+        peers = {tuple(one.raddr) for one in established if one.laddr.port in ports}
+        return peers - {tuple(one.laddr) for one in established}  # without its own debugger
 
     def _sockets_of_kernel(self, state: str) -> list[Any]:
         if self._kernel is not None:

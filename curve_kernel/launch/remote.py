@@ -22,7 +22,7 @@ from ..keys.certificates import load_identity
 from .addresses import as_url_host
 from .client_keys import use_client_keys
 from .engines import Engine, Ready
-from .link import Link, unreachable_port, verify
+from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
 from .provisioner import StartError
 from .slurm import SlurmEngine
@@ -34,7 +34,6 @@ __all__ = ["OPTIONS", "RemoteProvisioner"]
 _REACH_LIMIT = 10.0
 _ANSWER_LIMIT = 1.0
 _INTERVAL = 0.03
-_PROBE_LIMIT = 1.0
 # Seconds of silence after which the engine is asked what has become of the launcher, and between that.
 _SILENCE = 5.0
 OPTIONS = (
@@ -238,9 +237,7 @@ class RemoteProvisioner(KernelProvisionerBase):
         self._status, self._lost = None, ""
         arguments = self.launcher_arguments(self._pair, self.start_timeout)
         self.log.info("Kernel %s is started on %s", km.kernel_name, self._engine.where)
-        self._ready = ready = await self._engine.launch(
-            arguments, self.start_timeout, self.log.warning
-        )
+        self._ready = ready = await self._engine.launch(arguments, self.start_timeout, self.log.warning)
         deadline = max(deadline, time.monotonic() + _REACH_LIMIT)
         ip, far_ports = ready.ip, ready.ports
         if self.network == "tunnel":
@@ -327,7 +324,7 @@ class RemoteProvisioner(KernelProvisionerBase):
         if self._link.handshake.outcome in (WrongServerKeyError, NoCurveServerError):
             return f"{where} has lost the kernel: another server has its port"
         # By a tunnel, a port that is closed over there is one that accepts and says nothing.
-        refused = await _is_refused(self._link.url, by_tunnel=self._tunnel is not None)
+        refused = await is_refused(self._link.url, by_tunnel=self._tunnel is not None)
         self._refused = self._refused + 1 if refused else 0
         if self._refused >= 2:
             with contextlib.suppress(CurveKernelError):
@@ -378,30 +375,6 @@ class RemoteProvisioner(KernelProvisionerBase):
             if self._link is None or not self._link.end_now():
                 self._engine.end_now()
             self._leave()
-
-
-async def _is_refused(url: str, *, by_tunnel: bool) -> bool:
-    """Whether nothing listens at *url*, for certain."""
-    host, _, port = url.removeprefix("tcp://").rpartition(":")
-    writer = None
-    try:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_LIMIT
-        )
-        if not by_tunnel:
-            return False
-        # A ZeroMQ server answers the first bytes of a greeting.
-        writer.write(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03")
-        return not await asyncio.wait_for(reader.read(1), _PROBE_LIMIT)
-    except ConnectionRefusedError:
-        return not by_tunnel
-    except ConnectionError:
-        return by_tunnel
-    except (OSError, asyncio.TimeoutError):
-        return False
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Another host with a real sshd and a real Slurm: a network namespace with a cable to this one.
 
-For root. Debian's packages are installed where they are missing. What is started here, and nothing else,
-is ended again: `far_host` and `slurm_cluster` are context managers.
+For root. Debian's packages are installed where they are missing. What is started here, and nothing
+else, is ended again: `far_host` and `slurm_cluster` are context managers.
 """
 
 from __future__ import annotations
@@ -448,6 +448,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 SlurmctldTimeout=20
+SlurmdParameters=config_overrides
 SlurmdTimeout=10
 KillWait=3
 OverTimeLimit=0
@@ -458,7 +459,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 InactiveLimit=0
 Waittime=0
-NodeName={node} NodeAddr={host.address} CPUs=2 RealMemory=500 State=UNKNOWN
+NodeName={node} NodeAddr={host.address} CPUs=4 RealMemory=500 State=UNKNOWN
 PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
     )
