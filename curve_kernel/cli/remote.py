@@ -38,6 +38,11 @@ _LOOK = (
     " 'time': time.time()}))"
 )
 _LIMIT = 20.0
+# Of `install`: what the launcher there does not pass on. Its kernels accept listed clients only.
+_LOCAL_ONLY = (
+    *("--profile", "--kernel-class", "--client-authorization", "--no-message-signing"),
+    "--no-provisioner",
+)
 _CLOCK = 5.0
 
 
@@ -93,6 +98,12 @@ def is_remote(options: argparse.Namespace) -> bool:
         raise CurveKernelError("--ssh and --host name two hosts", "give one of them")
     options.ssh = options.ssh or options.host
     if options.ssh or options.slurm:
+        for option in _LOCAL_ONLY:
+            value = getattr(options, option.lstrip("-").replace("-", "_"), None)
+            if value and value != "allowlist":
+                raise CurveKernelError(
+                    f"{option} is not for a kernel on another machine", "leave one of the two out"
+                )
         return True
     for name in (*OPTIONS, "ssh_option", "sbatch_option"):
         if getattr(options, name, None):

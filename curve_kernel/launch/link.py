@@ -30,7 +30,7 @@ __all__ = ["Link", "is_refused", "unreachable_port", "verify"]
 _INTERVAL = 0.01
 _RETRY = 50
 _PROBE_LIMIT = 1.0
-_HEARTBEAT = 20_000
+_HEARTBEAT = 10_000
 
 
 class Link:

@@ -174,7 +174,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             self._status = answer["status"]
             return self._status
         if why := await self._why_lost():
-            return self._lose(why)
+            return await self._lose(why)
         return None
 
     async def wait(self) -> int | None:
@@ -319,13 +319,12 @@ class RemoteProvisioner(KernelProvisionerBase):
         """Return why the launcher is gone, or empty: silence is not death, to be refused is."""
         assert self._link is not None
         where = self._engine.where
-        if self._link.connected:
-            return ""
-        if self._link.handshake.outcome in (WrongServerKeyError, NoCurveServerError):
-            return f"{where} has lost the kernel: another server has its port"
-        # By a tunnel, a port that is closed over there is one that accepts and says nothing.
-        refused = await is_refused(self._link.url, by_tunnel=self._tunnel is not None)
-        self._refused = self._refused + 1 if refused else 0
+        if not self._link.connected:
+            if self._link.handshake.outcome in (WrongServerKeyError, NoCurveServerError):
+                return f"{where} has lost the kernel: another server has its port"
+            # By a tunnel, a port that is closed over there is one that accepts and says nothing.
+            refused = await is_refused(self._link.url, by_tunnel=self._tunnel is not None)
+            self._refused = self._refused + 1 if refused else 0
         if self._refused >= 2:
             with contextlib.suppress(CurveKernelError):
                 if why := await self._engine.why_ended():
@@ -337,10 +336,11 @@ class RemoteProvisioner(KernelProvisionerBase):
                 return await self._engine.why_ended()
         return ""
 
-    def _lose(self, why: str) -> int | None:
+    async def _lose(self, why: str) -> int | None:
         """Take note that the host has lost the kernel; only a person starts another one there."""
         self._status, self._lost = _LOST, why
         self.log.error("%s", why)
+        await self._end_launcher()
         km: Any = self.parent
         restarter = getattr(km, "_restarter", None)
         if restarter is None or km.shutting_down:

@@ -5,28 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from far import Cluster, far_host, needs_root, slurm_cluster
+from far import Cluster, needs_root
 from support import MODULE, wait_for
 from terminal import Terminal, needs_tmux
 
-pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with far_host() as host, slurm_cluster(host) as cluster:
-        yield cluster
-
-
-@pytest.fixture(autouse=True)
-def _slurm_conf(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
+pytestmark = [needs_root, pytest.mark.usefixtures("slurm")]
 
 
 def install(cluster: Cluster, *arguments: str) -> tuple[int, str]:
@@ -89,6 +78,7 @@ def test_install_and_doctor(cluster):
     assert "pip install" in said
     for wrong, says in (
         (["--ports", "50000-50099"], "--ports is for a kernel on another machine"),
+        (["--ssh", "far", "--profile", "x"], "--profile is not for a kernel on another machine"),
         (["--ssh", "far", "--ports", "7"], "is no range of ports"),
         (["--ssh", "-oProxyCommand=touch /tmp/x"], "is no host for ssh"),
         (["--ssh", "far", "--ssh-option=-oStrictHostKeyChecking=no"], "always checked"),
@@ -235,3 +225,30 @@ def test_jupyterlab(cluster, tmp_path):
                 lab.screenshot(f"remote-{'slurm' if is_job else 'ssh'}")
     assert cluster.jobs() == []
     wait_for("the end of all kernels", lambda: not host.processes("curve_kernel"), 20)
+
+
+@pytest.mark.parametrize("program", ["execute", "console"])
+def test_a_person_sees_that_it_waits_and_gives_up(cluster, program, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    cluster.host.kernelspec("job", "slurm", sbatch_options=["--cpus-per-task=4"])
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "in.ipynb")
+    words = {"execute": ["-m", "jupyter", "execute", "--kernel_name=job", "in.ipynb"]}
+    words["console"] = ["-m", "jupyter_console", "--kernel=job"]
+    log = tmp_path / "log"
+    with cluster.blocked(), log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words[program]],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            wait_for("the line", lambda: "is PENDING (Resources)" in log.read_text(), 60)
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        finally:
+            process.kill()
+            process.wait()
+        print(log.read_text()[-300:])
+        wait_for("the end of the job", lambda: cluster.jobs() == [], 15)

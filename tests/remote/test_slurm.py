@@ -5,39 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import secrets
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from far import Cluster, end, far_host, needs_root, slurm_cluster, start
+from far import end, needs_root, start
 from jupyter_client import KernelManager
 from jupyter_client.ioloop import IOLoopKernelManager
 from support import run_code, started, wait_for
 
 from curve_kernel.errors import CurveKernelError
 
-pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with far_host() as host, slurm_cluster(host) as cluster:
-        yield cluster
-
-
-@pytest.fixture(autouse=True)
-def _slurm_conf(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
-    before = set(cluster.jobs())
-    yield
-    wait_for("the end of the test's jobs", lambda: set(cluster.jobs()) <= before, 20)
+pytestmark = [needs_root, pytest.mark.usefixtures("slurm")]
 
 
 def value(client: Any, code: str) -> Any:
@@ -50,39 +32,7 @@ def job_of(km: Any) -> str:
     return str(km.provisioner._engine._job)
 
 
-DOOMED = """
-import sys, time
-from jupyter_client import KernelManager
-km = KernelManager(kernel_name="doomed")
-km.start_kernel()
-before = time.monotonic()
-print("started", flush=True)
-while km.is_alive():
-    time.sleep(0.5)
-print(time.monotonic() - before, km.provisioner._lost, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def doomed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A kernel whose job is soon out of time; Slurm counts whole minutes, so this one goes first."""
-    home = tmp_path_factory.mktemp("doomed")
-    env = {**os.environ, "HOME": str(home), "JUPYTER_DATA_DIR": str(home)}
-    env |= {"SLURM_CONF": str(cluster.config), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_DATA_DIR", str(home))
-        cluster.host.kernelspec("doomed", "slurm", sbatch_options=["--time=1"])
-    process = subprocess.Popen(
-        [sys.executable, "-c", DOOMED], env=env, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_a_session(cluster, doomed, monkeypatch, tmp_path):
+def test_a_session(cluster, monkeypatch, tmp_path):
     token, marker = secrets.token_hex(16), secrets.token_hex(16)
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", token)
     monkeypatch.setenv("ANY_OTHER", marker)
@@ -122,11 +72,15 @@ def test_a_session(cluster, doomed, monkeypatch, tmp_path):
     assert not list((Path.home() / ".cache" / "curve_kernel").glob("*"))
 
 
-def test_a_queue_that_is_full(cluster, doomed, caplog):
+def test_a_queue_that_is_full(cluster, caplog):
     cluster.host.kernelspec("job", "slurm", sbatch_options=["--cpus-per-task=4"], queue_timeout=3)
     manager, before = KernelManager(kernel_name="job"), time.monotonic()
     manager.log = logging.getLogger("queue")
-    with caplog.at_level(logging.WARNING, "queue"), pytest.raises(CurveKernelError) as caught:
+    with (
+        cluster.blocked(),
+        caplog.at_level(logging.WARNING, "queue"),
+        pytest.raises(CurveKernelError) as caught,
+    ):
         manager.start_kernel()
     assert time.monotonic() - before < 12
     assert "was still PENDING after 3 seconds" in caught.value.message
@@ -135,19 +89,19 @@ def test_a_queue_that_is_full(cluster, doomed, caplog):
     assert "is PENDING (Resources)" in caplog.text
 
 
-def test_cancelled_while_pending(cluster, doomed):
+def test_cancelled_while_pending(cluster):
     cluster.host.kernelspec("job", "slurm", sbatch_options=["--cpus-per-task=4"])
-    before = set(cluster.jobs())
 
     def cancel() -> None:
-        [job] = wait_for("the job", lambda: set(cluster.jobs()) - before)
+        [job] = wait_for("the job", cluster.jobs)
         cluster.call("scancel", job)
 
-    canceller = threading.Thread(target=cancel)
-    canceller.start()
-    with pytest.raises(CurveKernelError, match="CANCELLED"):
-        KernelManager(kernel_name="job").start_kernel()
-    canceller.join(20)
+    with cluster.blocked():
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        with pytest.raises(CurveKernelError, match="CANCELLED"):
+            KernelManager(kernel_name="job").start_kernel()
+        canceller.join(20)
 
 
 def test_a_job_that_slurm_refuses(cluster):
@@ -198,6 +152,7 @@ def test_by_ssh_to_a_login_node(cluster, network):
 
 
 def test_out_of_time(doomed):
+    """The kernel that conftest.py has started long ago."""
     assert doomed.stdout is not None
     said = doomed.stdout.readline()
     print(said)

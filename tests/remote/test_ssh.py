@@ -250,6 +250,13 @@ def test_what_fails_says_why(far, tmp_path):
     fails("no-folder", "there is no folder /nowhere")
     far.kernelspec("no-address", ip="192.0.2.1")
     fails("no-address", "192.0.2.1 can't be listened on")
+    fake = far.user.home / "fake"
+    fake.write_text('#!/bin/sh\necho Welcome\necho \'{"curve_kernel": "9.9", "protocol": 99}\'\n')
+    fake.chmod(0o755)
+    far.kernelspec("newer", python=str(fake))
+    fails("newer", "curve_kernel 9.9 on far and", "same version")
+    fake.write_text("#!/bin/sh\necho 'curve_kernel: error: no such command: launch' >&2; exit 1\n")
+    fails("newer", "is too old to be started from elsewhere", "pip install --upgrade")
     far.kernelspec("misspelt", start_timeuot=3)
     fails("misspelt", "no option start_timeuot")
 
