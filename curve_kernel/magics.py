@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence

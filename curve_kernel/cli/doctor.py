@@ -233,8 +233,8 @@ class DoctorApp(Command):
 
     name = "doctor"
     summary = """See whether this environment is able to start encrypted kernels, and what to change if
-        not. Run it in the Jupyter server's environment, and in the kernel's. With --ssh or --slurm, look
-        at another machine instead. Exit status 1 for a failure."""
+        not. Run it in the Jupyter server's environment, and in the kernel's. With --ssh or --slurm it
+        looks at another machine instead. Exit status 1 for a failure."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add --json."""

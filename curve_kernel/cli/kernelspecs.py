@@ -20,6 +20,7 @@ from .attach import ATTACH_PROVISIONER, RUNS, Attached
 from .findings import PYTHON, Finding, one_line
 from .install import install_beside, installed, requirement, runs_curve_kernel
 from .plaintext import check_plaintext, install_option
+from .remote import REMOTE_PROVISIONER, remote_options
 
 __all__ = ["check_kernelspecs"]
 
@@ -63,6 +64,10 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
         if provisioner == ATTACH_PROVISIONER:
             yield _attached(Attached.read(folder))
             return
+        if provisioner == REMOTE_PROVISIONER:
+            config = spec.metadata["kernel_provisioner"].get("config", {})
+            yield _remote(name, folder, {"engine": "ssh", **config})
+            return
         executable = _executable(spec.argv[0])
     except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
         yield Finding(
@@ -91,6 +96,13 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
         return
     how = f"by {provisioner}" if provisioner else "with keys from the front end"
     yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}, started {how}")
+
+
+def _remote(name: str, folder: Path, config: dict[str, Any]) -> Finding:
+    place = config.get("host") or "Slurm"
+    look = f"python -m curve_kernel doctor {remote_options(config)}"
+    message = f"{name} in {folder} starts a kernel on another machine, {place}; look at that by: {look}"
+    return Finding("kernelspecs", "ok", message)
 
 
 def _attached(spec: Attached) -> Finding:

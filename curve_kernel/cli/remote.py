@@ -31,13 +31,18 @@ __all__ = [
     "tell_of_far_side",
 ]
 
-PROVISIONER = "curve-remote-provisioner"
+REMOTE_PROVISIONER = "curve-remote-provisioner"
 _LOOK = (
     "import json, sys, time, curve_kernel;"
     "print(json.dumps({'curve_kernel': curve_kernel.__version__, 'python': sys.version.split()[0],"
     " 'time': time.time()}))"
 )
 _LIMIT = 20.0
+# Of `install`: what the launcher there does not pass on. Its kernels accept listed clients only.
+_LOCAL_ONLY = (
+    *("--profile", "--kernel-class", "--client-authorization", "--no-message-signing"),
+    "--no-provisioner",
+)
 _CLOCK = 5.0
 
 
@@ -93,6 +98,12 @@ def is_remote(options: argparse.Namespace) -> bool:
         raise CurveKernelError("--ssh and --host name two hosts", "give one of them")
     options.ssh = options.ssh or options.host
     if options.ssh or options.slurm:
+        for option in _LOCAL_ONLY:
+            value = getattr(options, option.lstrip("-").replace("-", "_"), None)
+            if value and value != "allowlist":
+                raise CurveKernelError(
+                    f"{option} is not for a kernel on another machine", "leave one of the two out"
+                )
         return True
     for name in (*OPTIONS, "ssh_option", "sbatch_option"):
         if getattr(options, name, None):
@@ -140,7 +151,7 @@ def remote_spec(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     where = f"on {options.ssh}" if options.ssh else "in Slurm"
     if options.slurm and options.ssh:
         where = f"in Slurm of {options.ssh}"
-    spec = {
+    spec: dict[str, Any] = {
         "argv": [],
         "display_name": options.display_name or f"Python 3 {where}",
         "language": "python",
@@ -148,7 +159,7 @@ def remote_spec(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "metadata": {
             "debugger": True,
             "supported_encryption": ["curve"],
-            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config},
+            "kernel_provisioner": {"provisioner_name": REMOTE_PROVISIONER, "config": config},
         },
     }
     if options.env:

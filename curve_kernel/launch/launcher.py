@@ -100,7 +100,8 @@ class Launcher:
         self._status: int | None = None
         self._seen = time.monotonic()
         self._manager_ip = ""
-        self._stale: set[Any] | None = None
+        self._manager_is_there = False
+        self._stale: set[Any] = set()
         self._stopping = False
         self._context: zmq.Context[Any] = zmq.Context()
         self._gate = Gate(
@@ -120,6 +121,7 @@ class Launcher:
         self._socket.heartbeat_ivl = int(interval * 1000)
         self._socket.heartbeat_timeout = int(2 * interval * 1000)
         self._gate.guard(self._socket, "control")
+        self._gate.on_ended("control", self._note_stale)
         host = as_url_host(settings.ip)
         self._socket.bind(f"tcp://{host}:{self._port}")
 
@@ -293,14 +295,11 @@ class Launcher:
         now = time.monotonic()
         connections = [one for port in self._gate.ports() for one in port.connections]
         if connections:
-            self._seen, self._stale = now, None
+            self._seen, self._manager_is_there = now, True
             self._manager_ip = connections[0].address
             return False
         if self._kernel is None and self._status is None:
             return now - self._seen > self._settings.start_timeout
-        if self._stale is None:
-            # Of a machine that fell silent, connections seem to be there for long.
-            self._stale = {peer for peer in self._kernel_peers() if peer[0] == self._manager_ip}
         limit = self._settings.orphan_timeout
         if self._kernel is None:
             limit = min(limit, _KEPT)
@@ -311,10 +310,21 @@ class Launcher:
             return False
         return True
 
+    def _note_stale(self) -> None:
+        """Take note of what is still connected from the manager's machine when it is lost.
+
+        Of a machine that fell silent, connections seem to be there for long. The monitor's thread calls
+        this at once, so that who comes next is not among them.
+        """
+        if self._manager_is_there:
+            self._manager_is_there = False
+            self._stale = {peer for peer in self._kernel_peers() if peer[0] == self._manager_ip}
+
     def _kernel_peers(self) -> set[Any]:
         ports = self._ports.values()
         established = self._sockets_of_kernel(psutil.CONN_ESTABLISHED)
-        return {tuple(one.raddr) for one in established if one.laddr.port in ports}
+        peers = {tuple(one.raddr) for one in established if one.laddr.port in ports}
+        return peers - {tuple(one.laddr) for one in established}  # without its own debugger
 
     def _sockets_of_kernel(self, state: str) -> list[Any]:
         if self._kernel is not None:

@@ -25,11 +25,12 @@ from ..client.handshake import (
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 
-__all__ = ["Link", "unreachable_port", "verify"]
+__all__ = ["Link", "is_refused", "unreachable_port", "verify"]
 
 _INTERVAL = 0.01
 _RETRY = 50
-_HEARTBEAT = 20_000
+_PROBE_LIMIT = 1.0
+_HEARTBEAT = 10_000
 
 
 class Link:
@@ -195,3 +196,27 @@ async def verify(
         with contextlib.suppress(zmq.ZMQError):
             context.destroy(linger=0)
     return {handshake.channel: handshake.outcome for handshake in handshakes if handshake.outcome}
+
+
+async def is_refused(url: str, *, by_tunnel: bool) -> bool:
+    """Whether nothing listens at *url*, for certain."""
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    writer = None
+    try:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_LIMIT
+        )
+        if not by_tunnel:
+            return False
+        # A ZeroMQ server answers the first bytes of a greeting.
+        writer.write(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03")
+        return not await asyncio.wait_for(reader.read(1), _PROBE_LIMIT)
+    except ConnectionRefusedError:
+        return not by_tunnel
+    except ConnectionError:
+        return by_tunnel
+    except (OSError, asyncio.TimeoutError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()

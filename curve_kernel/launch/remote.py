@@ -22,7 +22,7 @@ from ..keys.certificates import load_identity
 from .addresses import as_url_host
 from .client_keys import use_client_keys
 from .engines import Engine, Ready
-from .link import Link, unreachable_port, verify
+from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
 from .provisioner import StartError
 from .slurm import SlurmEngine
@@ -34,7 +34,6 @@ __all__ = ["OPTIONS", "RemoteProvisioner"]
 _REACH_LIMIT = 10.0
 _ANSWER_LIMIT = 1.0
 _INTERVAL = 0.03
-_PROBE_LIMIT = 1.0
 # Seconds of silence after which the engine is asked what has become of the launcher, and between that.
 _SILENCE = 5.0
 OPTIONS = (
@@ -175,7 +174,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             self._status = answer["status"]
             return self._status
         if why := await self._why_lost():
-            return self._lose(why)
+            return await self._lose(why)
         return None
 
     async def wait(self) -> int | None:
@@ -320,13 +319,12 @@ class RemoteProvisioner(KernelProvisionerBase):
         """Return why the launcher is gone, or empty: silence is not death, to be refused is."""
         assert self._link is not None
         where = self._engine.where
-        if self._link.connected:
-            return ""
-        if self._link.handshake.outcome in (WrongServerKeyError, NoCurveServerError):
-            return f"{where} has lost the kernel: another server has its port"
-        # By a tunnel, a port that is closed over there is one that accepts and says nothing.
-        refused = await _is_refused(self._link.url, by_tunnel=self._tunnel is not None)
-        self._refused = self._refused + 1 if refused else 0
+        if not self._link.connected:
+            if self._link.handshake.outcome in (WrongServerKeyError, NoCurveServerError):
+                return f"{where} has lost the kernel: another server has its port"
+            # By a tunnel, a port that is closed over there is one that accepts and says nothing.
+            refused = await is_refused(self._link.url, by_tunnel=self._tunnel is not None)
+            self._refused = self._refused + 1 if refused else 0
         if self._refused >= 2:
             with contextlib.suppress(CurveKernelError):
                 if why := await self._engine.why_ended():
@@ -338,10 +336,11 @@ class RemoteProvisioner(KernelProvisionerBase):
                 return await self._engine.why_ended()
         return ""
 
-    def _lose(self, why: str) -> int | None:
+    async def _lose(self, why: str) -> int | None:
         """Take note that the host has lost the kernel; only a person starts another one there."""
         self._status, self._lost = _LOST, why
         self.log.error("%s", why)
+        await self._end_launcher()
         km: Any = self.parent
         restarter = getattr(km, "_restarter", None)
         if restarter is None or km.shutting_down:
@@ -376,30 +375,6 @@ class RemoteProvisioner(KernelProvisionerBase):
             if self._link is None or not self._link.end_now():
                 self._engine.end_now()
             self._leave()
-
-
-async def _is_refused(url: str, *, by_tunnel: bool) -> bool:
-    """Whether nothing listens at *url*, for certain."""
-    host, _, port = url.removeprefix("tcp://").rpartition(":")
-    writer = None
-    try:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_LIMIT
-        )
-        if not by_tunnel:
-            return False
-        # A ZeroMQ server answers the first bytes of a greeting.
-        writer.write(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03")
-        return not await asyncio.wait_for(reader.read(1), _PROBE_LIMIT)
-    except ConnectionRefusedError:
-        return not by_tunnel
-    except ConnectionError:
-        return by_tunnel
-    except (OSError, asyncio.TimeoutError):
-        return False
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def _last_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Another host with a real sshd and a real Slurm: a network namespace with a cable to this one.
 
-For root. Debian's packages are installed where they are missing. What is started here, and nothing else,
-is ended again: `far_host` and `slurm_cluster` are context managers.
+For root. Debian's packages are installed where they are missing. What is started here, and nothing
+else, is ended again: `far_host` and `slurm_cluster` are context managers.
 """
 
 from __future__ import annotations
@@ -391,12 +391,24 @@ class Cluster:
     slurmctld: int
     slurmd: int
     node: str
+    ignored: set[str] = field(default_factory=set)
 
     def call(self, *words: str, check: bool = True) -> str:
         return call("env", f"SLURM_CONF={self.config}", *words, check=check)
 
     def jobs(self) -> list[str]:
-        return self.call("squeue", "-h", "-o", "%i").split()
+        return [job for job in self.call("squeue", "-h", "-o", "%i").split() if job not in self.ignored]
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Let one of the four processors be taken."""
+        job = self.call("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 200").strip()
+        self.ignored.add(job)
+        wait_for("the job", lambda: "R" in self.call("squeue", "-h", "-j", job, "-o", "%t"), 30)
+        try:
+            yield
+        finally:
+            self.call("scancel", job)
 
     def start_slurmd(self) -> None:
         folder = self.config.parent
@@ -448,6 +460,7 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 SlurmctldTimeout=20
+SlurmdParameters=config_overrides
 SlurmdTimeout=10
 KillWait=3
 OverTimeLimit=0
@@ -458,7 +471,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 InactiveLimit=0
 Waittime=0
-NodeName={node} NodeAddr={host.address} CPUs=2 RealMemory=500 State=UNKNOWN
+NodeName={node} NodeAddr={host.address} CPUs=4 RealMemory=500 State=UNKNOWN
 PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
     )
@@ -480,6 +493,7 @@ PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
     try:
         yield cluster
     finally:
+        cluster.ignored.clear()
         for job in cluster.jobs():
             cluster.call("scancel", job, check=False)
         with contextlib.suppress(TimeoutError):
