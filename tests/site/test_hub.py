@@ -236,7 +236,8 @@ def program_of(user: User, site: Path, code: str, *arguments: str) -> Iterator[s
     try:
         yield process
     finally:
-        process.communicate(timeout=60)  # its input ends, and so it does
+        if process.poll() is None:
+            process.communicate(timeout=60)  # its input ends, and so it does
 
 
 def test_two_users(hub, site, users, tmp_path):
@@ -250,6 +251,7 @@ def test_two_users(hub, site, users, tmp_path):
         first.open_notebook("Python 3 (ipykernel)")
         second.open_notebook("Python 3 (CurveZMQ)")
         hub.request("POST", f"/user/{alice.name}/api/kernels", name="python3-curve")
+        wait_for("her kernels", lambda: len(all_kernels(site, users)[alice.name]) == 2)
         kernels = all_kernels(site, users)
         assert verdicts(kernels[alice.name]) == {"python3": "encrypted", "python3-curve": "encrypted"}
         assert verdicts(kernels[bob.name]) == {"python3-curve": "encrypted"}
@@ -282,7 +284,7 @@ def test_two_users(hub, site, users, tmp_path):
 
         # The user's server is stopped and started: new kernels, encrypted again.
         hub.stop(alice)
-        assert [one["pid"] for one in all_kernels(site, users)[alice.name]] == [pid]
+        wait_for("her kernels to end", lambda: len(all_kernels(site, users)[alice.name]) == 1)
         hub.start(alice)
         page.goto(f"{hub.address}/user/{alice.name}/lab?reset")
         first.expect_launcher()
