@@ -23,7 +23,7 @@ def distribution_for(kernel_spec: Any) -> Distribution | None:
     This kernel takes its secret key from the environment. Others that advertise ``curve`` read both
     keys from the connection file, as upstream defines it.
     """
-    if any(_CURVE_KERNEL.search(word) for word in kernel_spec.argv):
+    if any(isinstance(word, str) and _CURVE_KERNEL.search(word) for word in kernel_spec.argv):
         return "env"
     advertised = kernel_spec.metadata.get("supported_encryption")
     if isinstance(advertised, str):
@@ -61,5 +61,6 @@ def site_plaintext_kernels() -> list[str]:
 
     app = JupyterApp()
     app.load_config_file()
-    value = app.config.get("CurveProvisioner", {}).get("plaintext_kernels", [])
-    return value.get_value([]) if isinstance(value, LazyConfigValue) else value  # type: ignore[no-any-return]
+    section = app.config.get("CurveProvisioner")
+    value = section.get("plaintext_kernels", []) if isinstance(section, dict) else []
+    return value.get_value([]) if isinstance(value, LazyConfigValue) else value

@@ -7,14 +7,17 @@ import ctypes
 import os
 import pwd
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
+from jupyter_client.connect import port_names
 
 from .errors import CurveKernelError
 from .inspect import (
@@ -31,19 +34,26 @@ __all__ = ["inspect_machine"]
 
 _MODULES = {"curve_kernel", "ipykernel", "ipykernel_launcher"}
 _IPC = re.compile(r"/.*-\d+")
+_LIMIT = 10.0  # seconds for one user's files, or one network
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET; os has setns from Python 3.12 on
 
 
 @dataclass(frozen=True)
 class _Process:
     pid: int
-    user: str
+    uid: int
+    gid: int
     words: list[str]
     files: list[str]
     """What its command line names and may be a connection file."""
     runtime: set[str]
     """The folders where connection files of its kernels would be."""
     network: str
+
+    @property
+    def user(self) -> str:
+        """The name of its user."""
+        return user_name(self.uid)
 
     @property
     def is_kernel(self) -> bool:
@@ -106,7 +116,8 @@ def _read_process(process: psutil.Process, words: list[str], uid: int) -> _Proce
     root = _root(process.pid)
     return _Process(
         process.pid,
-        user_name(uid),
+        uid,
+        process.gids().real,
         words,
         [root + os.path.normpath(Path(process.cwd(), name)) for name in _named(words)],
         {root + os.path.normpath(folder) for folder in runtime if folder and folder[0] == "/"},
@@ -165,16 +176,15 @@ def _inspect(processes: Sequence[_Process]) -> list[KernelStatus]:
 
 def _inspect_elsewhere(processes: Sequence[_Process]) -> list[KernelStatus]:
     """Find the kernels among *processes*, which are in a network of their own, as containers have."""
-    with ProcessPoolExecutor(1, get_context("fork")) as child:
-        try:
-            return child.submit(_inspect_within, processes).result()
-        except OSError as error:
-            if not psutil.pid_exists(processes[0].pid):
-                return []
-            raise CurveKernelError(
-                f"the network of process {processes[0].pid} can't be entered: {error.strerror}",
-                "run it on the machine itself",
-            ) from None
+    try:
+        return _apart(_inspect_within, processes)
+    except OSError as error:
+        if not psutil.pid_exists(processes[0].pid):
+            return []
+        raise CurveKernelError(
+            f"the network of process {processes[0].pid} can't be entered: {error.strerror}",
+            "run it on the machine itself",
+        ) from None
 
 
 def _inspect_within(processes: Sequence[_Process]) -> list[KernelStatus]:
@@ -184,27 +194,95 @@ def _inspect_within(processes: Sequence[_Process]) -> list[KernelStatus]:
     return _inspect(processes)
 
 
+def _apart(function: Callable[..., list[KernelStatus]], *arguments: Any) -> list[KernelStatus]:
+    """Return what *function* finds in a child process, which gets a while for it.
+
+    Raises
+    ------
+    OSError
+        If it raises one, or takes too long.
+    """
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send, args=(sender, function, arguments))
+    child.start()
+    sender.close()
+    try:
+        found = receiver.recv() if receiver.poll(_LIMIT) else OSError(0, f"no answer in {_LIMIT:.0f} s")
+    except EOFError:
+        found = OSError(0, "its process ended")
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(found, OSError):
+        raise found
+    return found  # type: ignore[no-any-return]
+
+
+def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        found = function(*arguments)
+    except OSError as error:
+        found = OSError(error.errno, error.strerror)
+    sender.send(found)
+
+
 def _from_files(
     processes: Sequence[_Process], listeners: dict[str, list[tuple[int, str]]]
 ) -> Iterator[KernelStatus]:
     """Read the connection files of kernels that run, each kernel's once."""
-    named = {file: None for process in processes for file in process.files}
-    folders = {folder for process in processes for folder in process.runtime}
     seen = set()
-    for path in [*named, *_in_folders(sorted(folders))]:
-        kernel = read_kernel(path)
+    for kernel in _files(processes):
         places = [port_or_path(channel["endpoint"]) for channel in kernel.channels.values()]
         holders = [{pid for pid, _ in listeners.get(place, ())} for place in places]
         if not places or tuple(places) in seen or not set.intersection(*holders):
             continue
         seen.add(tuple(places))
-        pid = min(set.intersection(*holders))
+        kernel.pid = min(set.intersection(*holders))
         for channel, place in zip(kernel.channels.values(), places, strict=True):
             # Where the process listens, whatever address somebody wrote into the file.
-            address = next(address for holder, address in listeners[place] if holder == pid)
+            address = next(address for pid, address in listeners[place] if pid == kernel.pid)
             channel["endpoint"] = _endpoint(place, address)
-        kernel.pid = pid
         yield kernel
+
+
+def _files(processes: Sequence[_Process]) -> Iterator[KernelStatus]:
+    """Read what may be connection files, each user's as that user, those that are named first."""
+
+    def owner(process: _Process) -> tuple[int, int]:
+        return process.uid, process.gid
+
+    later: list[KernelStatus] = []
+    for (uid, gid), members in groupby(sorted(processes, key=owner), key=owner):
+        its = [*members]
+        named = {file for process in its for file in process.files}
+        folders = {folder for process in its for folder in process.runtime}
+        # Somebody's files may be slow, on purpose too. Their kernels are found by their ports then.
+        with contextlib.suppress(OSError):
+            kernels = _apart(_read_as, uid, gid, sorted(named), sorted(folders))
+            yield from (kernel for kernel in kernels if kernel.file in named)
+            later += [kernel for kernel in kernels if kernel.file not in named]
+    yield from later
+
+
+def _read_as(uid: int, gid: int, files: Sequence[str], folders: Sequence[str]) -> list[KernelStatus]:
+    # Nobody has root read what they name, and root may be nobody on their file server.
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+    return [*filter(None, map(_read, [*files, *_in_folders(folders)]))]
+
+
+def _read(path: str) -> KernelStatus | None:
+    descriptor = None
+    with contextlib.suppress(OSError):
+        # It is not opened before it is known to be a file: to open a device may do something.
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            kernel = read_kernel(f"/proc/self/fd/{descriptor}")
+            kernel.file = path
+            return kernel
+    return None
 
 
 def _in_folders(folders: Sequence[str]) -> Iterator[str]:
@@ -228,8 +306,8 @@ def _without_file(process: _Process, ports: dict[str, str]) -> KernelStatus | No
         for place, address in sorted(ports.items())
         if place.isdigit() or _IPC.fullmatch(place)
     }
-    if not channels:
-        return None
+    if len(channels) < len(port_names):
+        return None  # a launcher, or another command of this package
     kernel = KernelStatus(next(iter(process.files), ""), process.user, pid=process.pid)
     kernel.channels = channels
     kernel.problem = f"process {process.pid} of {process.user} has no connection file that can be read"

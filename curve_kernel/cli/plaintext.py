@@ -13,7 +13,6 @@ from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, KernelSpec
 from jupyter_client.provisioning import KernelProvisionerFactory
 from jupyter_core.paths import jupyter_data_dir
 from packaging.version import Version
-from traitlets import TraitError
 
 from ..distribution import distribution_for, site_plaintext_kernels
 from .findings import PYTHON, Finding, one_line
@@ -88,10 +87,9 @@ def _read(folder: str) -> Any:
 
 def _by_variable(specs: Mapping[str, Any]) -> Iterator[Finding]:
     """Say what becomes of kernelspecs that name no provisioner."""
-    try:
-        allowed = {name.lower() for name in site_plaintext_kernels()}
-    except (AttributeError, TypeError, TraitError):
-        allowed = set()  # a list of the wrong kind allows nobody
+    listed = site_plaintext_kernels()
+    # A list of the wrong kind allows nobody.
+    allowed = {str(name).lower() for name in listed} if isinstance(listed, list) else set()
     encrypted = [name for name, spec in specs.items() if distribution_for(spec)]
     if encrypted:
         message = f"encrypted by ${_VARIABLE}: {', '.join(encrypted)}"
