@@ -189,10 +189,17 @@ class Connection:
 
     def unread(self) -> int:
         """Return the bytes that the peer has not taken from the operating system yet."""
+        return self._queued(termios.TIOCOUTQ)
+
+    def waiting(self) -> int:
+        """Return the bytes that came from the peer, and that libzmq has not read yet."""
+        return self._queued(termios.FIONREAD)
+
+    def _queued(self, queue: int) -> int:
         if self.held is None:
             return 0
         try:
-            return int(unpack("i", ioctl(self.held, termios.TIOCOUTQ, bytes(4)))[0])
+            return int(unpack("i", ioctl(self.held, queue, bytes(4)))[0])
         except OSError:
             return 0
 

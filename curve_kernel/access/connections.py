@@ -88,6 +88,10 @@ class Connections:
         """Whether the handshake of *connection* goes on, as far as this table was told."""
         return self.handshaking.get((connection.channel, connection.descriptor)) is connection
 
+    def is_surely_handshaking(self, connection: Connection) -> bool:
+        """Whether the handshake of *connection* goes on, if all events were taken in."""
+        return self.is_handshaking(connection) and not self._succeeded[connection.channel]
+
     def succeeded(self, channel: str) -> list[Connection]:
         """Take note that a handshake of *channel* has succeeded; libzmq does not name its connection.
 

@@ -15,6 +15,7 @@ from .limits import (
     excess_connection,
     follow_reader,
     has_little_to_say,
+    has_too_much_waiting,
     oldest_handshake,
     says_too_much,
     says_too_much_in_handshake,
@@ -156,14 +157,25 @@ class Enforcer:
                 self._check_budget(connection)
         return ready
 
-    def check_budgets(self) -> int:
-        """Check the connections that have little to say and have said something; return how many."""
-        spoke = self.epoll.poll(0)
+    def check_budgets(self) -> tuple[int, list[Connection]]:
+        """Check the connections that have little to say and have said something.
+
+        Returns how many, and those that have sent too much unless their handshake is over: libzmq
+        tells of its end before the client may send more, and that may wait to be taken in.
+        """
+        spoke, doubtful = self.epoll.poll(0), []
         for descriptor, _ in spoke:
             if (connection := self._budgeted.get(descriptor)) is not None:
                 connection.activity += 1
                 self._check_budget(connection)
-        return len(spoke)
+                if not connection.is_ready and has_too_much_waiting(connection):
+                    doubtful.append(connection)
+        return len(spoke), doubtful
+
+    def disconnect_in_handshake(self, connection: Connection) -> None:
+        """Disconnect *connection* for what it has sent, if its handshake is not over for certain."""
+        if not connection.is_disconnected and self._connections.is_surely_handshaking(connection):
+            self._disconnect(connection, Reason.HANDSHAKE_BYTES)
 
     def check_readers(self) -> None:
         """Disconnect slow readers."""

@@ -18,6 +18,7 @@ __all__ = [
     "excess_connection",
     "follow_reader",
     "has_little_to_say",
+    "has_too_much_waiting",
     "oldest_handshake",
     "says_too_much",
     "says_too_much_in_handshake",
@@ -128,6 +129,11 @@ def says_too_much_in_handshake(connection: Connection) -> bool:
     return connection.received() > _HANDSHAKE_BYTES
 
 
+def has_too_much_waiting(connection: Connection) -> bool:
+    """Whether more waits for libzmq than any handshake takes."""
+    return connection.waiting() > _HANDSHAKE_BYTES
+
+
 def has_little_to_say(connection: Connection) -> bool:
     """Whether the peer may only subscribe or ping, as it may while it is not known."""
     if connection.channel == "hb":
@@ -140,7 +146,7 @@ def says_too_much(connection: Connection) -> bool:
     age = monotonic() - connection.since
     if connection.is_local:
         times, rate = _QUIET_ACTIVITY[connection.channel]
-        return connection.activity > times + rate * age
+        return connection.activity > times + rate * age or connection.waiting() > _QUIET_BYTES
     if connection.channel == "hb":  # each message is echoed when it is complete
         return connection.received() - connection.acknowledged() > _QUIET_BYTES
     return connection.received() > _QUIET_BYTES + _QUIET_RATE * age

@@ -323,7 +323,11 @@ class Monitor:
                 self._enforcer.client_is_known(connection)
 
     def _check_budgets(self) -> None:
-        self._events += self._enforcer.check_budgets()
+        events, doubtful = self._enforcer.check_budgets()
+        self._events += events
+        for connection in doubtful:
+            if self._drain(self._listeners[connection.channel]):
+                self._enforcer.disconnect_in_handshake(connection)
 
     def _check_handshakes(self) -> None:
         ready = self._enforcer.check_handshakes()
