@@ -7,9 +7,11 @@ import contextlib
 import io
 import os
 import queue
+import re
 import shlex
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -28,10 +30,11 @@ from ..keys.expiry import show
 from ..keys.ticket import ticket_pair, until
 from . import Command
 from .clients import make_identity
+from .page import Page
 from .printer import Printer
 from .pulse import Pulse
 
-__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity"]
+__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity", "short_name"]
 
 
 def find(name: str | None) -> str:
@@ -117,6 +120,14 @@ def _by_time(files: Iterable[Path]) -> list[str]:
         with contextlib.suppress(OSError):  # its kernel has ended just now
             times[str(file)] = file.stat().st_mtime
     return sorted(times, key=lambda file: times[file])
+
+
+def short_name(path: str) -> str:
+    """Return a name for a connection file's kernel by which a person tells it from others."""
+    stem = Path(path).stem
+    # Of a launcher's UUID the beginning does.
+    found = re.match(r"(kernel-[0-9a-f]{8})-[0-9a-f]{4}-", stem)
+    return found[1] if found else stem
 
 
 def need_identity(path: str) -> None:
@@ -296,20 +307,36 @@ class WatchApp(_ExistingCommand):
     summary = """Show a running kernel's inputs and outputs as they come, read-only: a viewer's role
         is enough. Ctrl-C leaves, and the kernel does not notice."""
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add --web and --port."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--web",
+            action="store_true",
+            help="show it as a page for a browser on this machine, with pictures and tables",
+        )
+        parser.add_argument("--port", type=int, help="the page's port, by default one that is free")
+
     def run(self, options: argparse.Namespace) -> int:
         """Print until the kernel ends or the user leaves."""
+        if options.port is not None and not options.web:
+            raise CurveKernelError("--port is the page's, and there is none", "add --web")
         path = self.find(options)
+        name, end = Path(path).name, until(connection_file.read(path))
         client = BlockingKernelClient()
         client.load_connection_info(connection_file.read(path))
         connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a character that this terminal does not have
         printer = Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        ends = f", {show(end)}" if end else ""
         try:
-            end = until(connection_file.read(path))
-            ends = f", {show(end)}" if end else ""
-            printer.note(f"watching {Path(path).name}, read-only{ends}; Ctrl-C leaves")
-            connected(path, lambda: self._follow(client, path, printer))
+            printer.note(f"watching {name}, read-only{ends}; Ctrl-C leaves")
+            shown = _serve(short_name(path), options.port or 0) if options.web else printer
+            connected(path, lambda: self._follow(client, path, shown))
+            if options.web:
+                printer.note("the kernel has ended; Ctrl-C ends the page")
+                threading.Event().wait()
         except KeyboardInterrupt:
             printer.note("left; the kernel goes on")
         finally:
@@ -317,7 +344,7 @@ class WatchApp(_ExistingCommand):
         return 0
 
     @staticmethod
-    def _follow(client: BlockingKernelClient, path: str, printer: Printer) -> None:
+    def _follow(client: BlockingKernelClient, path: str, printer: Printer | Page) -> None:
         pulse, session = Pulse(client, path), None
         while True:
             try:
@@ -344,3 +371,17 @@ class WatchApp(_ExistingCommand):
                         f"the kernel has not answered for {pulse.SILENCE:.0f} seconds",
                         "it hangs, or the network between is down",
                     ) from None
+
+
+def _serve(name: str, port: int) -> Page:
+    """Serve a page, say where, and return what it shows."""
+    try:
+        from .web import WebServer
+    except ImportError as error:
+        raise CurveKernelError(
+            f"the page needs nbconvert, which is not installed here ({error})",
+            "python -m pip install nbconvert",
+        ) from None
+    page = Page(name)
+    print(f"Open in a browser on this machine: {WebServer(page, port).url}", flush=True)  # noqa: T201
+    return page

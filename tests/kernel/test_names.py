@@ -206,6 +206,12 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "stop_channels",
     },
+    "_CellHandler": {"get"},
+    "_EventsHandler": {"get"},
+    "_Handler": {"initialize", "prepare", "set_default_headers"},
+    "_NothingHandler": {"get"},
+    "_PageHandler": {"get"},
+    "_StaticHandler": {"get"},
     "_KeyedHBChannel": {"_async_run", "_beating", "_create_socket", "socket"},
     "_Parser": {"error"},
 }
