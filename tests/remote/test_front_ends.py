@@ -77,7 +77,7 @@ def test_install_and_doctor(cluster):
     assert status == 0
     assert "pip install" in said
     for wrong, says in (
-        (["--ports", "50000-50099"], "--ports is for a kernel on another machine"),
+        (["--ports", "50000-50099"], " is for a kernel on another machine"),
         (["--ssh", "far", "--profile", "x"], "--profile is not for a kernel on another machine"),
         (["--ssh", "far", "--ports", "7"], "is no range of ports"),
         (["--ssh", "-oProxyCommand=touch /tmp/x"], "is no host for ssh"),
