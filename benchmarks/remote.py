@@ -31,7 +31,7 @@ def sshpyk_spec(host: FarHost) -> None:
     wrapper.chmod(0o755)
     kernelspec = (host.user.python, "-m", "ipykernel", "install", "--user", "--name", "python3")
     subprocess.run(
-        [*host.user.prefix, "env", f"HOME={host.user.home}", *kernelspec],
+        [*host.user.prefix, "env", "-i", f"HOME={host.user.home}", *kernelspec],
         check=True,
         capture_output=True,
     )

@@ -98,6 +98,11 @@ def test_install_and_doctor(cluster):
         found = {finding["check"]: finding for finding in json.loads(done.stdout)}
         assert {finding["level"] for finding in found.values()} == {"ok"}
         assert "proves by tcp://" in found["network"]["message"]
+    done = subprocess.run(
+        [*MODULE, "doctor", "--json"], capture_output=True, text=True, timeout=100, check=False
+    )
+    told = [finding["message"] for finding in json.loads(done.stdout)]
+    assert [text for text in told if "python3-far in" in text and "on another machine, far" in text]
     host.only_ssh()
     try:
         done = subprocess.run(

@@ -416,7 +416,7 @@ def test_the_users_own_identity_joins(far):
 def test_ipv6(far):
     if far.address6 not in call("ip", "-n", far.namespace, "-6", "address"):
         pytest.skip("this machine has no IPv6")
-    far.kernelspec("far", host="far6")
+    far.kernelspec("far", host="far6", python="~/venv/bin/python")
     with started("far") as (km, client):
         assert km.ip == f"[{far.address6}]"
         assert run_code(client, "6 * 7") == ("ok", "42")
