@@ -26,8 +26,12 @@ HEADINGS = ("start to ready", "`pass`, request to idle", "32 MiB of text", "ssh 
 
 
 def sshpyk_spec(host: FarHost) -> None:
+    # It asks for connections that are shared.
+    shared = host.folder / "shared_config"
+    options = f"ControlMaster auto\nControlPath {host.folder}/%C\nControlPersist 60\n"
+    shared.write_text(f"{options}{(host.folder / 'ssh_config').read_text()}")
     wrapper = host.folder / "ssh-far"
-    wrapper.write_text(f'#!/bin/sh\nexec ssh -F {host.folder}/ssh_config "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec ssh -F {shared} "$@"\n')
     wrapper.chmod(0o755)
     kernelspec = (host.user.python, "-m", "ipykernel", "install", "--user", "--name", "python3")
     subprocess.run(
@@ -39,6 +43,7 @@ def sshpyk_spec(host: FarHost) -> None:
     config = {
         "ssh": str(wrapper),
         "ssh_host_alias": "far",
+        "raise_on_ssh_config_error": False,
         "remote_python": host.user.python,
         "remote_pythonhome": prefix,
         "remote_kernel_pythonhome": prefix,
