@@ -39,14 +39,11 @@ def sshpyk_spec(host: FarHost) -> None:
         check=True,
         capture_output=True,
     )
-    prefix = str(Path(host.user.python).parents[1])
     config = {
         "ssh": str(wrapper),
         "ssh_host_alias": "far",
         "raise_on_ssh_config_error": False,
         "remote_python": host.user.python,
-        "remote_pythonhome": prefix,
-        "remote_kernel_pythonhome": prefix,
         "remote_kernel_name": "python3",
     }
     folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "sshpyk"
@@ -109,6 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home, far_host() as host:
         for variable, folder in (("JUPYTER_DATA_DIR", "data"), ("JUPYTER_RUNTIME_DIR", "runtime")):
             os.environ[variable] = f"{home}/{folder}"
+            Path(home, folder).mkdir()
         host.kernelspec("direct")
         host.kernelspec("tunnel", network="tunnel")
         sshpyk_spec(host)

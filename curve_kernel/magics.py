@@ -163,6 +163,8 @@ class CurveMagics(Magics):
             folder, home = app.authorized_clients, str(Path.home())
             shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
             authorization = _LISTED.format(shown)
+            if app.owner_keys:
+                authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
         return Report(app.server_key.decode(), authorization, app.bound_ports())

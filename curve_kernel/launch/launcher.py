@@ -249,7 +249,7 @@ class Launcher:
                 "curve_publickey": self._keys.public_key.decode(),
             },
         )
-        owners = ",".join(map(keys.as_hex, (self._settings.manager_key, *self._settings.owner_keys)))
+        owners = [self._settings.manager_key, *self._settings.owner_keys]
         given, pipe = os.pipe()
         try:
             os.write(pipe, self._keys.secret_key)
@@ -258,7 +258,7 @@ class Launcher:
                 [
                     *(sys.executable, "-m", "curve_kernel", "-f", str(self._file)),
                     "--CurveKernelApp.client_authorization=allowlist",
-                    f"--CurveKernelApp.owner_keys={owners}",
+                    *(f"--CurveKernelApp.owner_keys={keys.as_hex(key)}" for key in owners),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

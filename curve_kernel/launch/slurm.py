@@ -123,6 +123,8 @@ class SlurmEngine(Engine):
             # Not to be a burden on those who run Slurm.
             await asyncio.sleep(interval if time.monotonic() - submitted < _REPEAT else 5 * interval)
             now = time.monotonic()
+            if self._job != job:  # by a program that cleans up while it waits
+                raise CurveKernelError(f"Slurm job {job} was given up")
             try:
                 done = await self._sh(script)
                 why = ""

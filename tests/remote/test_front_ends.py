@@ -228,7 +228,7 @@ def test_jupyterlab(cluster, tmp_path):
                 lab.run("print('kept' in globals(), 'after the restart')", "False after the restart")
                 lab.run("%curve", re.compile("CURVE"))
                 lab.screenshot(f"remote-{'slurm' if is_job else 'ssh'}")
-    assert cluster.jobs() == []
+    wait_for("the end of all jobs", lambda: not cluster.jobs(), 20)
     wait_for("the end of all kernels", lambda: not host.processes("curve_kernel"), 20)
 
 
