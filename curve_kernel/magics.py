@@ -177,6 +177,8 @@ class CurveMagics(Magics):
             authorization = _ANY
         else:
             authorization = _LISTED.format(_from_home(app.authorized_clients))
+            if app.owner_keys:
+                authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
         path = _from_home(app.abs_connection_file)

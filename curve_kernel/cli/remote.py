@@ -236,7 +236,11 @@ class _FarSide:
             said = json.loads(done.out.strip().splitlines()[-1])
             version, clock = said["curve_kernel"], float(said["time"])
         except (ValueError, LookupError, TypeError):
-            return [*found, _failure("python", far_failure(done, self._python, where))]
+            problem = far_failure(done, self._python, where)
+            command = as_command(problem.hint)
+            if "No module named" in done.err:
+                command = self._pip_install()
+            return [*found, Finding("python", "failure", problem.message, command)]
         found.append(self._version(where, version, said["python"]))
         off = max(before - clock, clock - after, 0)
         if off > _CLOCK:
@@ -250,10 +254,13 @@ class _FarSide:
         message = f"{self._python} on {where} is Python {python} with curve_kernel {version}"
         if version == __version__:
             return Finding("python", "ok", message)
-        upgrade = shlex.join([self._python, "-m", "pip", "install", f"curve-kernel=={__version__}"])
-        if self._ssh:
-            upgrade = f"ssh {shlex.quote(self._ssh.host)} {shlex.quote(upgrade)}"
-        return Finding("python", "warning", f"{message}, and {__version__} is here", upgrade)
+        return Finding(
+            "python", "warning", f"{message}, and {__version__} is here", self._pip_install()
+        )
+
+    def _pip_install(self) -> str:
+        command = shlex.join([self._python, "-m", "pip", "install", f"curve-kernel=={__version__}"])
+        return f"ssh {shlex.quote(self._ssh.host)} {shlex.quote(command)}" if self._ssh else command
 
     async def _look_at_slurm(self) -> list[Finding]:
         options = shlex.join(self._config.get("sbatch_options", ()))

@@ -93,19 +93,24 @@ def find_ready(out: str, where: str) -> Ready | None:
             continue  # not complete yet
         if said.get("protocol") != PROTOCOL:
             raise CurveKernelError(
-                f"curve_kernel {said['curve_kernel']} on {where} and {__version__} here do not"
+                f"curve_kernel {said.get('curve_kernel')} on {where} and {__version__} here do not"
                 " understand each other",
                 "install the same version on both sides",
             )
-        return Ready(
-            str(said["ip"]),
-            {name: int(port) for name, port in said.items() if name.endswith("_port")},
-            int(said["launcher_port"]),
-            keys.parse(said["curve_publickey"], f"the server key from {where}"),
-            int(said["pid"]),
-            str(said["curve_kernel"]),
-            str(said["python"]),
-            str(said["hostname"]),
-            float(said["time"]),
-        )
+        try:
+            return Ready(
+                str(said["ip"]),
+                {name: int(port) for name, port in said.items() if name.endswith("_port")},
+                int(said["launcher_port"]),
+                keys.parse(said["curve_publickey"], f"the server key from {where}"),
+                int(said["pid"]),
+                str(said["curve_kernel"]),
+                str(said["python"]),
+                str(said["hostname"]),
+                float(said["time"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise CurveKernelError(
+                f"{where} says something that is not a launcher's line", "see what python is there"
+            ) from None
     return None

@@ -249,7 +249,7 @@ class Launcher:
                 "curve_publickey": self._keys.public_key.decode(),
             },
         )
-        owners = ",".join(map(keys.as_hex, (self._settings.manager_key, *self._settings.owner_keys)))
+        owners = [self._settings.manager_key, *self._settings.owner_keys]
         given, pipe = os.pipe()
         try:
             os.write(pipe, self._keys.secret_key)
@@ -258,7 +258,7 @@ class Launcher:
                 [
                     *(sys.executable, "-m", "curve_kernel", "-f", str(self._file)),
                     "--CurveKernelApp.client_authorization=allowlist",
-                    f"--CurveKernelApp.owner_keys={owners}",
+                    *(f"--CurveKernelApp.owner_keys={keys.as_hex(key)}" for key in owners),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -337,13 +337,13 @@ class Launcher:
 def _folder(cwd: str | None, folder: str | None) -> str:
     if cwd:
         path = Path(cwd).expanduser()
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112  where this user may not look, Path raises
             raise CurveKernelError(
                 f"there is no folder {path} on {socket.gethostname()}", "correct cwd in the kernelspec"
             )
         return str(path)
     # The notebook's folder, where both machines have the same files.
-    if folder and Path(folder).is_dir() and os.access(folder, os.X_OK):
+    if folder and os.path.isdir(folder) and os.access(folder, os.X_OK):  # noqa: PTH112
         return folder
     return str(Path.home())
 

@@ -62,6 +62,8 @@ class Link:
         self.handshake = Handshake("control", self._socket)
         self._socket.connect(url)
         self._numbers = itertools.count()
+        # Several coroutines may ask at the same time.
+        self._answers: dict[bytes, bytes] = {}
 
     async def connect(self, timeout: float) -> type[ConnectionRefusedByKernelError] | None:
         """Wait until it is connected; returns how it failed."""
@@ -95,9 +97,13 @@ class Link:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             while not self._socket.closed and self._socket.poll(0):
-                frames = self._socket.recv_multipart()
-                if frames[0] == number:
-                    return _answer(frames[-1])
+                answered, *_, answer = self._socket.recv_multipart()
+                self._answers[answered] = answer
+            if number in self._answers:
+                answer = self._answers.pop(number)
+                # What is older was waited for in vain.
+                self._answers = {n: a for n, a in self._answers.items() if int(n) > int(number)}
+                return _answer(answer)
             if self._socket.closed:
                 break
             await asyncio.sleep(_INTERVAL)
@@ -106,7 +112,7 @@ class Link:
     def end_now(self) -> bool:
         """Tell the launcher to end, without an event loop; returns whether it has heard that."""
         try:
-            self._socket.send_multipart([b"end", b'{"do": "end"}'], zmq.NOBLOCK)
+            self._socket.send_multipart([b"-1", b'{"do": "end"}'], zmq.NOBLOCK)
             return bool(self._socket.poll(1000))
         except zmq.ZMQError:
             return False

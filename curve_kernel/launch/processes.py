@@ -24,7 +24,7 @@ _OUTPUT = 1 << 16
 _AT_EXIT = 5.0
 # Programs pass on what their configuration names, and a server's tokens are not for them.
 _OURS = ("JUPYTER", "JPY_", "CURVE_KERNEL", "SLURM_")
-_KEPT = ("SLURM_CONF",)
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 @dataclass(frozen=True)

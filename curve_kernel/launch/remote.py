@@ -83,6 +83,7 @@ class RemoteProvisioner(KernelProvisionerBase):
     _pair: KeyPair | None = None
     _status: int | None = None
     _running = False
+    _wanted = False
     _refused = 0
     _lost = ""
     """Why the launcher is gone, once it is."""
@@ -141,6 +142,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             If it does not start. Nothing is left behind then.
         """
         atexit.register(self._abandon)
+        self._wanted = True
         try:
             if self._ready is None or self._link is None or not await self._is_there():
                 await self._end_launcher()
@@ -200,6 +202,7 @@ class RemoteProvisioner(KernelProvisionerBase):
         """End the launcher too, unless the kernel is to be started again."""
         self._running = False
         if not restart:
+            self._wanted = False
             await self._end_launcher()
 
     async def get_provisioner_info(self) -> dict[str, Any]:
@@ -238,6 +241,8 @@ class RemoteProvisioner(KernelProvisionerBase):
         arguments = self.launcher_arguments(self._pair, self.start_timeout)
         self.log.info("Kernel %s is started on %s", km.kernel_name, self._engine.where)
         self._ready = ready = await self._engine.launch(arguments, self.start_timeout, self.log.warning)
+        if not self._wanted:
+            raise StartError(f"the start of kernel {km.kernel_name} was given up")
         deadline = max(deadline, time.monotonic() + _REACH_LIMIT)
         ip, far_ports = ready.ip, ready.ports
         if self.network == "tunnel":

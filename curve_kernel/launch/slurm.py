@@ -17,7 +17,7 @@ __all__ = ["SlurmEngine"]
 
 _COMMAND_LIMIT = 30.0
 _INTERVAL, _INTERVAL_BY_SSH = 0.3, 2.0
-_REPEAT = 60.0
+_REPEAT, _OUT_OF_REACH = 60.0, 120.0
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _EXPORTS = re.compile(r"^(--export|--get-user-env|--wrap|--output|-o|--parsable)\b")
@@ -92,8 +92,10 @@ class SlurmEngine(Engine):
         # --export=NIL: by default Slurm sends the whole environment of a server in the clear.
         words = shlex.join(
             [
-                *("sbatch", "--parsable", "--export=NIL", "--job-name=curve-kernel"),
-                *("--open-mode=truncate", "--output=%j.out", "--no-requeue", *self._options),
+                *("sbatch", "--job-name=curve-kernel", *self._options),
+                # The last of several counts.
+                *("--parsable", "--export=NIL", "--output=%j.out", "--open-mode=truncate"),
+                "--no-requeue",
                 f"--wrap=exec {launcher}",
             ]
         )
@@ -113,16 +115,36 @@ class SlurmEngine(Engine):
 
     async def _wait_for_line(self, timeout: float, progress: Callable[[str], object]) -> Ready:
         job, interval = self._job, _INTERVAL if self._ssh is None else _INTERVAL_BY_SSH
-        submitted = time.monotonic()
+        submitted = heard = time.monotonic()
         started: float | None = None
         told, told_at = "", 0.0
         script = f'squeue -h -j {job} -o "%T %r"; echo; cat {_FOLDER}/{job}.out'
         while True:
-            done = await self._sh(script)
+            # Not to be a burden on those who run Slurm.
+            await asyncio.sleep(interval if time.monotonic() - submitted < _REPEAT else 5 * interval)
+            now = time.monotonic()
+            if self._job != job:  # by a program that cleans up while it waits
+                raise CurveKernelError(f"Slurm job {job} was given up")
+            try:
+                done = await self._sh(script)
+                why = ""
+                state, _, reason = done.out.partition("\n")[0].partition(" ")
+                if state not in _WAITING | _RUNNING:
+                    why = await self.why_ended()
+            except CurveKernelError:
+                # A job that has waited for hours is not given up for a network that is away.
+                if now - heard > _OUT_OF_REACH:
+                    raise
+                continue
             if (ready := find_ready(done.out, self.where)) is not None:
                 return ready
-            state, _, reason = done.out.partition("\n")[0].partition(" ")
-            now = time.monotonic()
+            if state or why:
+                heard = now
+            if why:
+                said = done.out.partition("\n")[2].strip()
+                if said:
+                    raise far_failure(Done(1, "", said), self._python, self.where)
+                raise CurveKernelError(why, f"see what Slurm says: scontrol show job {job}")
             if state in _WAITING:
                 if now - submitted > self._queue_timeout:
                     raise CurveKernelError(
@@ -134,23 +156,18 @@ class SlurmEngine(Engine):
                 if (reason and text != told) or now - told_at > _REPEAT:
                     told, told_at = text, now
                     progress(text)
-            elif state in _RUNNING or not started:
+            elif state in _RUNNING:
                 started = started or now
                 if now - started > timeout:
                     raise CurveKernelError(
                         f"Slurm job {job} runs, but said nothing in {timeout:.0f} seconds",
                         "the node and this machine need a home folder in common, for its output",
                     )
-            if state not in _WAITING | _RUNNING and now - submitted > 1:
-                said = done.out.partition("\n")[2].strip()
-                if said:
-                    raise far_failure(Done(1, "", said), self._python, self.where)
-                why = await self.why_ended()
+            elif now - heard > _OUT_OF_REACH:
                 raise CurveKernelError(
-                    why or f"Slurm job {job} ended without a word",
-                    f"see what Slurm says: scontrol show job {job}",
+                    f"Slurm says nothing of job {job}: {done.last_words}",
+                    "see whether it answers: sinfo",
                 )
-            await asyncio.sleep(interval)
 
     async def why_ended(self) -> str:
         """Return what Slurm says of a job that has ended, or empty."""

@@ -55,7 +55,10 @@ class Ssh:
 
     def command(self, *words: str) -> list[str]:
         """Return the command that runs *words* on the host."""
-        return [*self.forwarding("-oClearAllForwardings=yes"), shlex.join(words)]
+        line = shlex.join(words)
+        if words[0].startswith("~/"):  # the home there
+            line = f"~/{shlex.join([words[0][2:], *words[1:]])}"
+        return [*self.forwarding("-oClearAllForwardings=yes"), line]
 
     def forwarding(self, *options: str) -> list[str]:
         """Return the command that connects with *options* before the user's."""

@@ -77,7 +77,7 @@ def test_install_and_doctor(cluster):
     assert status == 0
     assert "pip install" in said
     for wrong, says in (
-        (["--ports", "50000-50099"], "--ports is for a kernel on another machine"),
+        (["--ports", "50000-50099"], " is for a kernel on another machine"),
         (["--ssh", "far", "--profile", "x"], "--profile is not for a kernel on another machine"),
         (["--ssh", "far", "--ports", "7"], "is no range of ports"),
         (["--ssh", "-oProxyCommand=touch /tmp/x"], "is no host for ssh"),
@@ -98,6 +98,11 @@ def test_install_and_doctor(cluster):
         found = {finding["check"]: finding for finding in json.loads(done.stdout)}
         assert {finding["level"] for finding in found.values()} == {"ok"}
         assert "proves by tcp://" in found["network"]["message"]
+    done = subprocess.run(
+        [*MODULE, "doctor", "--json"], capture_output=True, text=True, timeout=100, check=False
+    )
+    told = [finding["message"] for finding in json.loads(done.stdout)]
+    assert [text for text in told if "python3-far in" in text and "on another machine, far" in text]
     host.only_ssh()
     try:
         done = subprocess.run(
@@ -223,7 +228,7 @@ def test_jupyterlab(cluster, tmp_path):
                 lab.run("print('kept' in globals(), 'after the restart')", "False after the restart")
                 lab.run("%curve", re.compile("CURVE"))
                 lab.screenshot(f"remote-{'slurm' if is_job else 'ssh'}")
-    assert cluster.jobs() == []
+    wait_for("the end of all jobs", lambda: not cluster.jobs(), 20)
     wait_for("the end of all kernels", lambda: not host.processes("curve_kernel"), 20)
 
 

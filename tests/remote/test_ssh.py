@@ -100,6 +100,15 @@ def test_a_session(far, monkeypatch):
         assert info["curve_publickey"] == km.curve_publickey.decode()
         assert "curve_secretkey" not in info
 
+        done = subprocess.run(
+            [*MODULE, "status", "--json", km.connection_file],
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        [seen] = json.loads(done.stdout)
+        assert (seen["verdict"], seen["secret_key_in_file"]) == ("encrypted", False)
+
         # Interrupt goes by message.
         request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
         while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
@@ -408,7 +417,11 @@ def test_the_users_own_identity_joins(far):
     assert run_code(client, "6 * 7") == ("ok", "42")
     time.sleep(6)
     # It lives as long as somebody is there who came.
-    assert run_code(client, "6 * 7") == ("ok", "42")
+    run_code(client, "kept = 42")
+    command = [*MODULE, "attach", file, "--name", "joined"]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    with started("joined") as (_, joined):
+        assert run_code(joined, "kept") == ("ok", "42")
     client.stop_channels()
     wait_for("the end of the kernel", lambda: not far.processes("curve_kernel"), 20)
 
@@ -416,7 +429,7 @@ def test_the_users_own_identity_joins(far):
 def test_ipv6(far):
     if far.address6 not in call("ip", "-n", far.namespace, "-6", "address"):
         pytest.skip("this machine has no IPv6")
-    far.kernelspec("far", host="far6")
+    far.kernelspec("far", host="far6", python="~/venv/bin/python")
     with started("far") as (km, client):
         assert km.ip == f"[{far.address6}]"
         assert run_code(client, "6 * 7") == ("ok", "42")
@@ -424,3 +437,13 @@ def test_ipv6(far):
         client.wait_for_ready(timeout=60)
         assert run_code(client, "6 * 7") == ("ok", "42")
         assert client.hb_channel.is_beating()
+
+
+def test_the_debugger(far, monkeypatch):
+    """Every request that a front end makes, as on this machine."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "kernel"))
+    from test_debugger import Session, everything
+
+    far.kernelspec("far")
+    with Session("far") as session:
+        everything(session)
