@@ -99,10 +99,9 @@ class _CurveClient(KernelClient):
 
     def _own_keys(self) -> KeyPair:
         if self.client_keys is None:
-            if self.curve_publickey is not None and self.curve_secretkey is not None:
-                self.client_keys = KeyPair(self.curve_publickey, self.curve_secretkey)
-            else:
-                self.client_keys = load_identity() or KeyPair.generate()
+            public_key, secret_key = self.curve_publickey, self.curve_secretkey
+            held = KeyPair(public_key, secret_key) if public_key and secret_key else None
+            self.client_keys = held or load_identity() or KeyPair.generate()
         own: KeyPair = self.client_keys
         return own
 
