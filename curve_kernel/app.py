@@ -253,6 +253,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
+            record=self.open_record(),
         )
         self._keys = None
         # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
@@ -368,3 +369,11 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
     def access_problem(self) -> str:
         """Why no new client is accepted, or empty."""
         return self._gate.problem if hasattr(self, "_gate") else ""
+
+    @property
+    def record(self) -> str:
+        """Where the record is kept, or why it is not; empty if none is asked for."""
+        record = self._gate.record if hasattr(self, "_gate") else None
+        if record is None:
+            return ""
+        return f"NOT WRITTEN: {record.problem}" if record.problem else str(record.path)

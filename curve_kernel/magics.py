@@ -39,10 +39,15 @@ class Report:
         Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
+    record : str
+        Where a record is kept, or why not; empty if none is asked for.
     """
 
-    def __init__(self, server_key: str, authorization: str, ports: Sequence[Port]) -> None:
+    def __init__(
+        self, server_key: str, authorization: str, ports: Sequence[Port], record: str = ""
+    ) -> None:
         self.server_key = server_key
+        self.record = record
         self.authorization = authorization
         self.ports = list(ports)
 
@@ -85,6 +90,8 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
+        if self.record:
+            lines.append(f"Record: {self.record}")
         paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
@@ -92,10 +99,11 @@ class Report:
         return "\n\n".join(paragraphs)
 
     def _repr_html_(self) -> str:
+        record = f"<br>Record: {html.escape(self.record)}" if self.record else ""
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}</p>"
+            f"May connect: {html.escape(self.authorization)}{record}</p>"
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
@@ -165,7 +173,7 @@ class CurveMagics(Magics):
             authorization = _LISTED.format(shown)
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
-        return Report(app.server_key.decode(), authorization, app.bound_ports())
+        return Report(app.server_key.decode(), authorization, app.bound_ports(), app.record)
 
     @line_magic
     def connect_info(self, _line: str) -> None:

@@ -29,6 +29,7 @@ from time import monotonic, time
 from typing import NamedTuple
 
 from .audit import Reason
+from .peer import Peer, unknown
 
 __all__ = [
     "UNKNOWN_ADDRESS",
@@ -53,27 +54,6 @@ _ERROR_SENT = 64 + 170 + 12
 # a peer that acknowledges nothing.
 _STATE, _BYTES_ACKED, _BYTES_RECEIVED, _TCP_INFO_SIZE = 0, 120, 128, 136
 _ESTABLISHED = 1
-
-
-class Peer(NamedTuple):
-    """The client at the other end of a connection.
-
-    ``role`` is ``manager``, ``owner`` or ``viewer``; ``any`` for a client that is not listed where that
-    is allowed; ``kernel`` for the kernel's own debugger; and empty while it is not known for certain.
-    ``name`` is empty for a peer that has none. ``public_key`` is 40 characters of Z85.
-    """
-
-    role: str = ""
-    name: str = ""
-    public_key: str = ""
-
-    def __str__(self) -> str:
-        if self.role == "any":
-            return f"any client, with key {self.public_key}"
-        return f"{self.role} {self.name!r}" if self.name else self.role or "an unknown client"
-
-
-unknown = Peer()
 
 
 class ConnectionInfo(NamedTuple):

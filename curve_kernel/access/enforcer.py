@@ -206,4 +206,4 @@ class Enforcer:
         connection.disconnect()
         self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
-        self._audit.disconnected(channel, address, reason, str(connection.peer), always=always)
+        self._audit.disconnected(channel, address, reason, connection.peer, always=always)

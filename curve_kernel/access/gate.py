@@ -6,7 +6,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.connect import channel_socket_types
@@ -19,6 +19,9 @@ from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor
 from .policy import Policy, Speaker
 from .port import Port
+
+if TYPE_CHECKING:
+    from .record import Record
 
 __all__ = ["Gate"]
 
@@ -43,6 +46,8 @@ class Gate:
         See `policy.Policy`.
     message_sizes : mapping
         Bytes in a frame by channel, where it is not what `limits.MESSAGE_SIZES` says.
+    record : Record, optional
+        Is told of everything that clients do.
     """
 
     def __init__(
@@ -55,11 +60,13 @@ class Gate:
         allow_any: bool,
         open_heartbeat: bool,
         message_sizes: Mapping[str, int],
+        record: Record | None = None,
     ) -> None:
         self.server_key = keys.public_key
         self.own_client_keys = KeyPair.generate()
         """The key pair of the client inside the kernel, its debugger."""
         self._keys: KeyPair | None = keys
+        self.record = record
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
         self._policy = Policy(
@@ -69,7 +76,7 @@ class Gate:
             allow_any=allow_any,
             open_heartbeat=open_heartbeat,
         )
-        self._audit = AuditLog(log)
+        self._audit = AuditLog(log, record)
         self._monitor = Monitor(self._policy, _within_open_files(limits), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
@@ -105,7 +112,7 @@ class Gate:
             return None
         speaker = self._policy.speaker(channel, user_id)
         if speaker.reason is not None:
-            self._audit.dropped(channel, speaker.reason, str(speaker.peer))
+            self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
     def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
@@ -120,8 +127,9 @@ class Gate:
             return
         if speaker.reason is None:
             self._policy.requested(speaker, message["msg_type"])
+            self._audit.requested(speaker.channel, speaker.peer, message)
             return
-        self._audit.dropped(speaker.channel, speaker.reason, str(speaker.peer))
+        self._audit.dropped(speaker.channel, speaker.reason, speaker.peer, message)
         # A type that no kernel knows: it says in its log that it does nothing, and is idle again.
         header["msg_type"] = message["msg_type"] = f"{message['msg_type']} of a client that is out"
 
@@ -145,6 +153,8 @@ class Gate:
     def close(self) -> None:
         """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
+        if self.record is not None:
+            self.record.close()
 
 
 def _within_open_files(limits: Limits) -> Limits:
