@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import stat
 import sys
 from functools import partial
@@ -28,18 +27,21 @@ from traitlets import (
     CaselessStrEnum,
     Dict,
     DottedObjectName,
+    List,
     TraitError,
     Unicode,
     default,
 )
 
 from . import __version__, connection_file, keys, sockets
-from .access.allowlist import AuthorizedClients
+from .access.allowlist import AuthorizedClients, owner_keys
 from .access.gate import Gate
 from .access.port import Port
 from .access_options import AccessOptions
+from .banner import banner
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
+from .folders import no_home
 from .heartbeat import CurveHeartbeat
 from .iostream import CurveIOPubThread, HeardStream, StdinReaper, XPubContext
 from .keys import KeyPair
@@ -103,6 +105,12 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         [default: curve in Jupyter's configuration folder].""",
     )
 
+    owner_keys = List(
+        Unicode(),
+        config=True,
+        help="""Public keys, in hexadecimal or Z85, of owners beside those in authorized_clients.""",
+    )
+
     outstream_class = DottedObjectName(
         "curve_kernel.iostream.CurveOutStream",
         allow_none=True,
@@ -117,11 +125,11 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
     # The manager of such a kernel may have a heartbeat of stock's, which can't present its key.
     _secret_is_in_file = False
     _secret_file_mode = 0o600
-    _made_file = False
+    _made_file = _names_file = False
 
     @default("authorized_clients")
     def _default_authorized_clients(self) -> str:
-        return str(curve_folder())
+        return str(curve_folder(self.log.warning))
 
     @default("log_format")
     def _default_log_format(self) -> str:
@@ -151,6 +159,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
 
     def write_connection_file(self, **_: Any) -> None:
         """Write ports and public key into the connection file; a secret key never is added to it."""
+        if self._names_file:
+            self.connection_file, self._names_file = connection_file.claim(self.connection_file), False
         path = self.abs_connection_file
         info: dict[str, Any] = {
             "ip": self.ip,
@@ -179,8 +189,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         self._options.check_config(self.config, self.loaded_config_files)
         info = self._read_connection_file()
         if self.log_format == self._default_log_format():
-            name = Path(self.connection_file).stem.replace("%", "%%")
-            self.log_format = _LOG_FORMAT.format(name)
+            self.log_format = _LOG_FORMAT.format(Path(self.connection_file).stem.replace("%", "%%"))
         self._keys = find(self._environment, info, self.abs_connection_file)
         self.server_key = self._keys.public_key
         del self._environment
@@ -203,11 +212,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         if self.connection_file:
             path = connection_file.find(self.connection_file, self.connection_dir)
         else:
-            # Upstream would also take a file of this name that somebody left, here or in the runtime
-            # folder, and with it keys that somebody else knows.
-            self.connection_file = f"{self.connection_dir}/kernel-{os.getpid()}.json"
-            with contextlib.suppress(OSError):
-                Path(self.connection_file).unlink()
+            self.connection_file, self._names_file = connection_file.new_name(self.connection_dir), True
         if path is None:
             # A name without a folder belongs into the runtime folder, and os.chdir does not change it.
             self.connection_file = str(Path(self.abs_connection_file).absolute())
@@ -238,9 +243,9 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         ports.check_free(self.transport, self.ip, dict(zip(port_names, self.ports, strict=True)))
         # Code may change the working directory, and another folder would list the clients.
-        folder = Path(self.authorized_clients).expanduser().absolute()
+        folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
         self.authorized_clients = str(folder)
-        clients = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"
         if not allow_any:
             clients.check()
@@ -254,10 +259,11 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
             record=self.open_record(),
+            ipv6=":" in self.ip,
         )
         self._keys = None
-        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
-        self.curve_secretkey = b"in the gate"
+        # Since 7.3 upstream warns of plaintext if this is None. The gate has the key.
+        self.curve_secretkey = b""
         try:
             super().init_sockets()
         finally:
@@ -303,21 +309,13 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
+        file = self.abs_connection_file
         if self._secret_file_mode & 0o077:
-            self.log.warning(
-                "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
-                self.abs_connection_file,
-                self._secret_file_mode,
+            others = (
+                "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
             )
-        file, clients = shlex.quote(self.abs_connection_file), "anybody with the connection file"
-        if self.client_authorization == "allowlist":
-            clients = f"the clients listed in {shlex.quote(self.authorized_clients)}"
-        lines = [
-            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
-            f"Connection file: {file}",
-            f"May connect: {clients}",
-            f"To connect: python -m curve_kernel console --existing {file}",
-        ]
+            self.log.warning(others, file, self._secret_file_mode)
+        lines = banner(self, file)
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
@@ -354,6 +352,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             super().initialize(argv)
         except CurveKernelError as error:
             fail(error)
+        except RuntimeError as error:
+            fail(no_home(error))
 
     def start(self) -> None:
         """Run until the kernel is told to end."""

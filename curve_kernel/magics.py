@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -39,13 +39,21 @@ class Report:
         Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
-    record : str
+    file : str, optional
+        The connection file's path.
+    record : str, optional
         Where a record is kept, or why not; empty if none is asked for.
     """
 
     def __init__(
-        self, server_key: str, authorization: str, ports: Sequence[Port], record: str = ""
+        self,
+        server_key: str,
+        authorization: str,
+        ports: Sequence[Port],
+        file: str = "",
+        record: str = "",
     ) -> None:
+        self.file = file
         self.server_key = server_key
         self.record = record
         self.authorization = authorization
@@ -90,8 +98,8 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
-        if self.record:
-            lines.append(f"Record: {self.record}")
+        lines += [f"Connection file: {self.file}"] if self.file else []
+        lines += [f"Record: {self.record}"] if self.record else []
         paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
@@ -99,11 +107,12 @@ class Report:
         return "\n\n".join(paragraphs)
 
     def _repr_html_(self) -> str:
+        file = f"<br>Connection file: <code>{html.escape(self.file)}</code>" if self.file else ""
         record = f"<br>Record: {html.escape(self.record)}" if self.record else ""
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}{record}</p>"
+            f"May connect: {html.escape(self.authorization)}{file}{record}</p>"
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
@@ -156,6 +165,11 @@ def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     return rows
 
 
+def _from_home(path: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111  there may be none
+    return path.replace(home, "~", 1) if path.startswith(f"{home}/") else path
+
+
 @magics_class
 class CurveMagics(Magics):
     """``%curve``, and ipykernel's magics where they would tell a secret."""
@@ -168,21 +182,26 @@ class CurveMagics(Magics):
         if app.client_authorization == "any":
             authorization = _ANY
         else:
-            folder, home = app.authorized_clients, str(Path.home())
-            shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
-            authorization = _LISTED.format(shown)
+            authorization = _LISTED.format(_from_home(app.authorized_clients))
+            if app.owner_keys:
+                authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
-        return Report(app.server_key.decode(), authorization, app.bound_ports(), app.record)
+        path = _from_home(app.abs_connection_file)
+        return Report(app.server_key.decode(), authorization, app.bound_ports(), path, app.record)
 
     @line_magic
     def connect_info(self, _line: str) -> None:
-        """Print the connection file without a secret key: a notebook keeps its outputs."""
+        """Print the connection file without its secrets: a notebook keeps its outputs."""
         path = get_connection_file()
         info = connection_file.read(path)
-        if info.pop("curve_secretkey", None) is not None:
-            hidden = "The connection file also holds curve_secretkey, which is not shown here.\n"
-        else:
-            hidden = ""
+        hidden = [field for field in ("key", "curve_secretkey") if info.pop(field, None)]
         print(json.dumps(info, indent=2))  # noqa: T201
-        print(f"\n{hidden}The connection file is {shlex.quote(path)}")  # noqa: T201
+        if hidden:
+            print(f"\nThe file also holds {' and '.join(hidden)}, not shown here.")  # noqa: T201
+        quoted = shlex.quote(path)
+        print(f"\nThe connection file is {quoted}")  # noqa: T201
+        print(  # noqa: T201
+            "To let somebody in, print a file for them:\n  python -m curve_kernel share CERTIFICATE"
+            f" --name NAME --role viewer --for 2h --existing {quoted} > for-NAME.json"
+        )

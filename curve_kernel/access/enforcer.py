@@ -13,8 +13,9 @@ from .connections import Connections
 from .limits import (
     Limits,
     excess_connection,
+    follow_reader,
     has_little_to_say,
-    is_slow_reader,
+    has_too_much_waiting,
     oldest_handshake,
     says_too_much,
     says_too_much_in_handshake,
@@ -93,6 +94,8 @@ class Enforcer:
             self._check_budget(connection)
         else:
             self._unbudget(connection)
+            if connection.channel not in ("iopub", "hb"):
+                connection.receive_freely()
         excess = excess_connection(self._connections.ready.values(), self._limits)
         if excess is not None:
             self._disconnect(excess, Reason.CONNECTIONS)
@@ -154,26 +157,34 @@ class Enforcer:
                 self._check_budget(connection)
         return ready
 
-    def check_budgets(self) -> int:
-        """Check the connections that have little to say and have said something; return how many."""
-        spoke = self.epoll.poll(0)
+    def check_budgets(self) -> tuple[int, list[Connection]]:
+        """Check the connections that have little to say and have said something.
+
+        Returns how many, and those that have sent too much unless their handshake is over: libzmq
+        tells of its end before the client may send more, and that may wait to be taken in.
+        """
+        spoke, doubtful = self.epoll.poll(0), []
         for descriptor, _ in spoke:
             if (connection := self._budgeted.get(descriptor)) is not None:
                 connection.activity += 1
                 self._check_budget(connection)
-        return len(spoke)
+                if not connection.is_ready and has_too_much_waiting(connection):
+                    doubtful.append(connection)
+        return len(spoke), doubtful
+
+    def disconnect_in_handshake(self, connection: Connection) -> None:
+        """Disconnect *connection* for what it has sent, if its handshake is not over for certain."""
+        if not connection.is_disconnected and self._connections.is_surely_handshaking(connection):
+            self._disconnect(connection, Reason.HANDSHAKE_BYTES)
 
     def check_readers(self) -> None:
         """Disconnect slow readers."""
         self._published_before = self.published
         for connection in list(self._budgeted.values()):
-            if (
-                connection.channel == "iopub"
-                and connection.is_ready
-                and not connection.is_disconnected
-                and is_slow_reader(connection, self.published)
-            ):
-                self._disconnect(connection, Reason.SLOW)
+            if connection.channel == "iopub" and connection.is_ready and not connection.is_disconnected:
+                connection.progress, is_slow = follow_reader(connection, self.published)
+                if is_slow:
+                    self._disconnect(connection, Reason.SLOW)
 
     def close(self) -> None:
         """Release all connections."""

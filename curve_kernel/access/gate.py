@@ -48,6 +48,8 @@ class Gate:
         Bytes in a frame by channel, where it is not what `limits.MESSAGE_SIZES` says.
     record : Record, optional
         Is told of everything that clients do.
+    ipv6 : bool
+        Whether the sockets will be bound to an IPv6 address.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Gate:
         open_heartbeat: bool,
         message_sizes: Mapping[str, int],
         record: Record | None = None,
+        ipv6: bool = False,
     ) -> None:
         self.server_key = keys.public_key
         self.own_client_keys = KeyPair.generate()
         """The key pair of the client inside the kernel, its debugger."""
         self._keys: KeyPair | None = keys
         self.record = record
+        self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
         self._policy = Policy(
@@ -95,6 +99,10 @@ class Gate:
         if keys is None:
             raise RuntimeError("the secret key is forgotten: every socket is bound already")
         domain = channel if channel in channel_socket_types else ""
+        if self._ipv6:
+            # The context's option is for sockets that it makes later, such as the debugger's client.
+            socket.ipv6 = True
+            socket.context.set(zmq.IPV6, 1)
         sockets.make_server(socket, keys, self._timeout, self._message_sizes[channel], domain)
         self._monitor.watch(socket, channel)
 

@@ -80,9 +80,9 @@ class Monitor:
         self._listeners: dict[str, Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
         self._on_ended: dict[str, Any] = {}
-        # What messages told of their connection: channel, descriptor, user id.
-        self._heard: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self._spoke: collections.deque[tuple[str, int, str]] = collections.deque()
+        # The user ids that messages told of, by channel and descriptor; those to be taken in.
+        self._user_ids: dict[str, dict[int, str]] = collections.defaultdict(dict)
+        self._told: collections.deque[tuple[str, int, str]] = collections.deque()
         # What other threads wait for: that the handshakes have been checked.
         self._asked: collections.deque[Event] = collections.deque()
         self._events = 0
@@ -112,10 +112,11 @@ class Monitor:
         monitor.rcvhwm = _QUEUE
         monitor.connect(endpoint)
         with self._lock:
-            if context not in self._handlers:
+            if (handler := self._handlers.get(context)) is None:
                 handler = ClientAuthenticator(context, self._policy, self._connections, self._audit)
                 handler.start()
                 self._handlers[context] = handler
+            handler.sockets[channel] = socket
             self._listeners[channel] = Listener(channel, socket, monitor)
         self._wake()
 
@@ -132,10 +133,10 @@ class Monitor:
             descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
         except zmq.ZMQError:
             return None
-        heard = self._heard[channel]
-        if heard.get(descriptor) != user_id:
-            heard[descriptor] = user_id
-            self._spoke.append((channel, descriptor, user_id))
+        user_ids = self._user_ids[channel]
+        if user_ids.get(descriptor) != user_id:
+            user_ids[descriptor] = user_id
+            self._told.append((channel, descriptor, user_id))
             self._wake()
         return user_id
 
@@ -153,11 +154,7 @@ class Monitor:
             self._wake()
             checked.wait(1)
         with self._lock:
-            ready = [
-                connection
-                for connection in self._connections.ready.values()
-                if not connection.is_disconnected
-            ]
+            ready = [peer for peer in self._connections.ready.values() if not peer.is_disconnected]
             return [
                 Port(
                     listener.channel,
@@ -257,7 +254,7 @@ class Monitor:
 
     def _timeout(self) -> int | None:
         """Return the milliseconds after which something is to be checked, or None."""
-        if self._requests or self._spoke:
+        if self._requests or self._told:
             return 0
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
@@ -321,12 +318,16 @@ class Monitor:
         handler.answer(request)
 
     def _hear(self) -> None:
-        while self._spoke and self._drain(self._listeners[self._spoke[0][0]]):
-            for connection in self._connections.spoke(*self._spoke.popleft()):
+        while self._told and self._drain(self._listeners[self._told[0][0]]):
+            for connection in self._connections.told(*self._told.popleft()):
                 self._enforcer.client_is_known(connection)
 
     def _check_budgets(self) -> None:
-        self._events += self._enforcer.check_budgets()
+        events, doubtful = self._enforcer.check_budgets()
+        self._events += events
+        for connection in doubtful:
+            if self._drain(self._listeners[connection.channel]):
+                self._enforcer.disconnect_in_handshake(connection)
 
     def _check_handshakes(self) -> None:
         ready = self._enforcer.check_handshakes()
@@ -338,9 +339,8 @@ class Monitor:
 
     def _ended(self, connection: Connection) -> None:
         self._enforcer.ended(connection)
-        heard = self._heard[connection.channel]
-        if len(heard) > 4096:
-            heard.clear()  # each connection that stands is told of again
+        if len(self._user_ids[connection.channel]) > 4096:
+            self._user_ids[connection.channel].clear()  # each that stands is told of again
         if (callback := self._on_ended.get(connection.channel)) is not None:
             callback()
 

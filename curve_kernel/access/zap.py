@@ -15,6 +15,7 @@ from zmq.auth import Authenticator
 
 from .allowlist import MANAGER
 from .audit import AuditLog
+from .connection import Peer
 from .connections import Connections
 from .policy import Policy
 
@@ -41,6 +42,8 @@ class ClientAuthenticator(Authenticator):
         self._connections = connections
         self._audit = audit
         self._address = self._user_id = ""
+        self.sockets: dict[str, zmq.Socket[Any]] = {}
+        """The bound sockets, by channel."""
         for channel in channel_socket_types:
             self.configure_curve_callback(channel, self)
 
@@ -79,10 +82,21 @@ class ClientAuthenticator(Authenticator):
                 detail = f" such as {peer.name!r}" if peer.role else f", that of {peer.name!r}"
             self._audit.rejected(channel, self._address, reason, peer, detail)
             return False
+        self._set_handover(channel, peer)
         self._user_id = self._connections.authorized(channel, peer)
         trusted = peer.role in (MANAGER, "owner")
         self._audit.accepted(channel, self._address, peer, always=trusted)
         return True
+
+    def _set_handover(self, channel: str, peer: Peer) -> None:
+        """Let the connection that *peer* is about to get take over a routing id, or not.
+
+        libzmq reads the option when the socket takes in a connection, which it has not got before
+        the answer to this request. Setting it does nothing else, so it may be done in this thread.
+        """
+        socket = self.sockets.get(channel)
+        if socket is not None and socket.type == zmq.ROUTER:
+            socket.router_handover = self._connections.may_hand_over(channel, peer)
 
     def curve_user_id(self, client_public_key: bytes) -> str:  # noqa: ARG002
         """Return the user id of the client that `callback` has just accepted."""

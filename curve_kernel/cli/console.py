@@ -31,6 +31,8 @@ from .whose import whose
 __all__ = ["CurveConsoleApp", "CurveShell"]
 
 _INTERVAL = 0.5
+# Seconds after which the console asks once more which process of the kernel is there.
+_ASK_AGAIN = 5.0
 # What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
 _LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
@@ -69,8 +71,11 @@ class ConsoleClient(BlockingKernelClient):
             before, self._asked = self._session_of_kernel, None
             self._session_of_kernel = control.get_msg()["header"]["session"]
             self.restarted |= before not in ("", self._session_of_kernel)
-        # A kernel need not answer this on control.
-        return self.connected and (self._asked is None or time.monotonic() - self._asked > 1)
+        # A kernel need not answer this on control, and loses what comes too early while it starts.
+        unanswered = 0.0 if self._asked is None else time.monotonic() - self._asked
+        if unanswered > _ASK_AGAIN:
+            self._connections_seen = 0
+        return self.connected and (self._asked is None or unanswered > 1)
 
 
 class CurveShell(ZMQTerminalInteractiveShell):

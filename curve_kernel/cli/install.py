@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from traitlets.utils.importstring import import_item
 
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
+from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
 
 if TYPE_CHECKING:
     from ipykernel.kernelbase import Kernel
@@ -34,7 +35,9 @@ __all__ = [
     "install_beside",
     "installed",
     "kernel_spec",
+    "replaced_by_stock",
     "requirement",
+    "resources",
     "runs_curve_kernel",
     "shipped_spec",
 ]
@@ -102,7 +105,23 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
             yield file.parent, argv
 
 
-def _resources() -> Path:
+def _mark(folder: Path) -> Path:
+    """Return the file that says that `install` has put a kernelspec there in place of another's.
+
+    It is beside the kernelspecs: whoever puts the other one back empties or replaces the folder.
+    """
+    return folder.parents[1] / "curve_kernel" / "replaced" / folder.name
+
+
+def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
+    """Yield the folders of kernelspecs that `install` has replaced, and that were put back since."""
+    for folder, argv in installed(manager):
+        if _mark(folder).exists() and not runs_curve_kernel(argv):
+            yield folder
+
+
+def resources() -> Path:
+    """Return the folder of the kernelspec that is shipped, with its logos."""
     package = Path(__file__).parent.parent
     in_wheel = package / "kernelspec"
     return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
@@ -110,7 +129,7 @@ def _resources() -> Path:
 
 def shipped_spec() -> dict[str, Any]:
     """Return the content of the kernel.json that is shipped, for this interpreter."""
-    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec: dict[str, Any] = json.loads((resources() / "kernel.json").read_text())
     spec["argv"][0] = sys.executable
     return spec
 
@@ -217,6 +236,7 @@ class InstallApp(Command):
             action="store_true",
             help="leave the HMAC key empty: every connection is authenticated already",
         )
+        add_remote_arguments(parser)
         parser.add_argument(
             "--no-provisioner",
             action="store_true",
@@ -247,8 +267,12 @@ class InstallApp(Command):
                     f"{variable!r} can't be the name of an environment variable",
                     "give name and value as two words: --env NAME VALUE",
                 )
-        spec = kernel_spec(options)
-        name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
+        remote = is_remote(options)
+        if remote:
+            name, spec = remote_spec(options)
+        else:
+            spec = kernel_spec(options)
+            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
         prefix = options.prefix
         user = options.user
         if not user and not prefix:
@@ -259,12 +283,15 @@ class InstallApp(Command):
         manager.log.setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "spec"
-            shutil.copytree(_resources(), source)
+            shutil.copytree(resources(), source)
             (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
             try:
                 destination = Path(
                     manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
                 )
+                if destination.name == NATIVE_KERNEL_NAME:
+                    _mark(destination).parent.mkdir(parents=True, exist_ok=True)
+                    _mark(destination).touch()
             except OSError as error:
                 raise CurveKernelError(
                     f"the kernelspec can't be written: {error}", "try --user or --sys-prefix"
@@ -272,6 +299,9 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
+        if remote:
+            tell_of_far_side(spec)
+            return
         for line in _notes(options, manager, name.lower(), destination):
             print(line)  # noqa: T201
 
@@ -296,6 +326,8 @@ def _notes(
         if name == _NAME:
             yield f"That brings a {_NAME} of its own, which may hide this one. To have both:"
             yield f"  {install_beside()}"
+    if name == NATIVE_KERNEL_NAME:
+        yield "If ipykernel is upgraded or installed again, it puts its own back: `doctor` tells then."
     first = manager.find_kernel_specs().get(name)
     if first != str(destination):
         yield (
@@ -308,8 +340,8 @@ class UninstallApp(Command):
     """Removes what ``install`` made."""
 
     name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
-        in this environment, in the user's folder, in the system's."""
+    summary = f"""Remove a kernelspec that `install` or `attach` made, {_NAME} by default, wherever
+        Jupyter looks: in this environment, in the user's folder, in the system's."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name, and a place where Jupyter does not look."""
@@ -324,8 +356,15 @@ class UninstallApp(Command):
             for folder, argv in installed(KernelSpecManager(), options.prefix)
             if folder.name.lower() == name
         ]
-        ours = [folder for folder, argv in found if runs_curve_kernel(argv)]
-        if not ours:
+        ours = [
+            folder
+            for folder, argv in found
+            if runs_curve_kernel(argv) or _names_our_provisioner(folder)
+        ]
+        marked = [folder for folder, _ in found if _mark(folder).exists()]
+        for folder in marked:
+            _mark(folder).unlink()
+        if not ours and not marked:
             message = f"there is no kernelspec {options.name}"
             if found:
                 message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"
@@ -350,8 +389,16 @@ class UninstallApp(Command):
             print(f"Left {line}")  # noqa: T201
 
 
+def _names_our_provisioner(folder: Path) -> bool:
+    """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
+        return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
+    return False
+
+
 def _came_with_pip(folder: Path) -> bool:
     """Whether this package's own files put it there, and ``install`` has not replaced it since."""
     file = folder / "kernel.json"
-    shipped = (_resources() / "kernel.json").read_bytes()
+    shipped = (resources() / "kernel.json").read_bytes()
     return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped
