@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import sys
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,11 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         if record is None:
             return ""
         return f"NOT WRITTEN: {record.problem}" if record.problem else str(record.path)
+
+    def last_requests(self) -> dict[str, tuple[str, float]]:
+        """Return by public key the type of each client's last request, and when it came."""
+        return self._gate.policy.requests.copy() if hasattr(self, "_gate") else {}
+
+    def ends(self) -> dict[str, datetime]:
+        """Return by public key when the access of a client ends."""
+        return self._gate.policy.ends() if hasattr(self, "_gate") else {}

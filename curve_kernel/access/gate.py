@@ -73,7 +73,7 @@ class Gate:
         self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
-        self._policy = Policy(
+        self.policy = Policy(
             keys.public_key,
             self.own_client_keys.public_key,
             clients,
@@ -81,7 +81,7 @@ class Gate:
             open_heartbeat=open_heartbeat,
         )
         self._audit = AuditLog(log, record)
-        self._monitor = Monitor(self._policy, _within_open_files(limits), self._audit, log)
+        self._monitor = Monitor(self.policy, _within_open_files(limits), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -118,23 +118,23 @@ class Gate:
         user_id = self._monitor.heard(channel, frame)
         if user_id is None:
             return None
-        speaker = self._policy.speaker(channel, user_id)
+        speaker = self.policy.speaker(channel, user_id)
         if speaker.reason is not None:
             self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
     def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
         """Return the client whose ``tag`` *frame* is, if it is a tag."""
-        return self._policy.tagged(frame)
+        return self.policy.tagged(frame)
 
     def received(self, speaker: Speaker, message: dict[str, Any], *, is_whole: bool) -> None:
         """Write into *message* whose it is; what a client sent that is out by now is not to be run."""
         header = message["header"]
-        header["username"] = self._policy.username(speaker.peer, header.get("username"))
+        header["username"] = self.policy.username(speaker.peer, header.get("username"))
         if not is_whole:
             return
         if speaker.reason is None:
-            self._policy.requested(speaker, message["msg_type"])
+            self.policy.requested(speaker, message["msg_type"])
             self._audit.requested(speaker.channel, speaker.peer, message)
             return
         self._audit.dropped(speaker.channel, speaker.reason, speaker.peer, message)
