@@ -24,6 +24,7 @@ from ..keys.certificates import (
     write_certificate,
 )
 from ..keys.expiry import after, ago_or_in, at, show
+from ..receipts import receipts
 from . import Command
 
 __all__ = [
@@ -38,7 +39,9 @@ __all__ = [
     "public_certificate",
 ]
 
-_STANDING = "A connection that stands already goes on: restart the kernel to end it."
+_OUT = (
+    "Every kernel of yours that runs disconnects who has it within two seconds; no restart is needed."
+)
 
 
 def make_identity(*, force: bool = False) -> KeyPair:
@@ -125,7 +128,7 @@ class KeygenApp(Command):
             return
         for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
-        print(_STANDING)  # noqa: T201
+        print(_OUT)  # noqa: T201
         print(  # noqa: T201
             "Others who listed your old key still accept it. Ask them to replace it, with\n"
             "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
@@ -160,7 +163,7 @@ def _take_off(public_key: bytes) -> Iterator[str]:
                 raise _not_written(error) from None
             yield f"It was listed as {client.role} {client.name} too, and is not any more."
     key = public_key.decode()
-    yield f"Your old key is off your list, and your kernels reject it at the next handshake: {key}"
+    yield f"Your old key is off your list, and your kernels reject it from now on: {key}"
 
 
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +195,7 @@ class AuthorizeApp(Command):
 
     name = "authorize"
     summary = """List a client by its public certificate, so that it may connect to your kernels. Takes
-        effect at the next handshake, with no restart."""
+        effect at once, with no restart: a client that gets another role, or an end, is held to it."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the certificate, the name and the role."""
@@ -292,8 +295,8 @@ class RevokeApp(Command):
     """Takes a client off the list."""
 
     name = "revoke"
-    summary = """Take a client off the list. It can't connect any more; a connection that already stands
-        goes on until its kernel or its client ends it."""
+    summary = """Take a client off the list. It can't connect any more, and every kernel of yours that
+        runs disconnects it within two seconds, with no restart."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name."""
@@ -307,12 +310,17 @@ class RevokeApp(Command):
             raise CurveKernelError(
                 f"there is no client {name!r}", "see the list: python -m curve_kernel clients"
             )
-        try:
-            for path in paths:
-                path.unlink()
-        except OSError as error:
-            raise _not_written(error) from None
-        print(f"{name} can't connect any more. {_STANDING}")  # noqa: T201
+        with receipts(curve_folder()) as told:
+            try:
+                for path in paths:
+                    path.unlink()
+            except OSError as error:
+                raise _not_written(error) from None
+            ended = told.collect()
+        print(f"{name} can't connect any more. {_OUT}")  # noqa: T201
+        for kernel, count in sorted(ended.items()):
+            what = "1 connection is" if count == 1 else f"{count} connections are"
+            print(f"{what} ended: {kernel}")  # noqa: T201
 
 
 class ClientsApp(Command):

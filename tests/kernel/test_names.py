@@ -189,6 +189,8 @@ MEANT: dict[str, set[str]] = {
     "ThreadedKernelClient": {"is_alive"},
     "UninstallApp": {"name"},
     "WatchApp": {"name"},
+    "_File": {"emit"},
+    "_Schemas": {"validate_event"},
     "_CurveClient": {
         "_async_execute_interactive",
         "_async_get_control_msg",
