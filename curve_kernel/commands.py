@@ -27,6 +27,7 @@ COMMANDS = {
     "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
     "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
     "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
+    "launch": ("curve_kernel.cli.launch.LaunchApp", "the far half of a kernel on another machine"),
     "doctor": ("curve_kernel.cli.doctor.DoctorApp", "see whether this environment can encrypt"),
 }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
 from .access.connection import ConnectionInfo
-from .access.monitor import Port
+from .access.port import Port
 
 __all__ = ["CurveMagics", "Report"]
 
@@ -160,7 +160,7 @@ def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
 
 
 def _from_home(path: str) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111  there may be none
     return path.replace(home, "~", 1) if path.startswith(f"{home}/") else path
 
 
@@ -177,6 +177,8 @@ class CurveMagics(Magics):
             authorization = _ANY
         else:
             authorization = _LISTED.format(_from_home(app.authorized_clients))
+            if app.owner_keys:
+                authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
         path = _from_home(app.abs_connection_file)

@@ -6,17 +6,19 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
 
 from ..errors import CurveKernelError
+from ..folders import is_out_of_reach
+from ..keys import as_hex, parse_public
 from ..keys.certificates import parse_certificate, read_content
 from ..keys.expiry import parse_until
 
-__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name"]
+__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name", "owner_keys"]
 
 ROLES = {"owner": "owners", "viewer": "viewers"}
 """Role to the name of its folder."""
@@ -48,6 +50,18 @@ def check_name(name: str) -> str:
     return name
 
 
+def owner_keys(given: Iterable[str]) -> list[bytes]:
+    """Return the public keys that are given in hexadecimal or Z85; a comma may stand between two.
+
+    Raises
+    ------
+    CurveKernelError
+        If there is something else.
+    """
+    words = [word for words in given for word in words.split(",")]
+    return [parse_public(word, "a public key in owner_keys") for word in words]
+
+
 class Client(NamedTuple):
     """A client that is listed by name."""
 
@@ -67,10 +81,17 @@ class AuthorizedClients:
         The folder that holds ``owners`` and ``viewers``. It need not exist.
     warn : callable
         Told, once for each state of a file, why it is skipped.
+    owner_keys : iterable of bytes
+        Public keys that are owners too, as long as this object lives.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, folder: Path, warn: Callable[[str], object], owner_keys: Iterable[bytes] = ()
+    ) -> None:
         self.folder = folder
+        self._owner_keys = {
+            key: Client(f"key-{as_hex(key)[:8]}", "owner", key, Path()) for key in owner_keys
+        }
         self._warn = warn
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
         self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
@@ -86,6 +107,8 @@ class AuthorizedClients:
         CurveKernelError
             For a folder or a certificate that another user may write, or that can't be read.
         """
+        if is_out_of_reach(self.folder):
+            self._warn(f"nobody is listed: {self.folder} is in a folder of another user's")
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
             if _exists(folder) and (problem := _problem(folder)):
@@ -104,9 +127,25 @@ class AuthorizedClients:
         if (owner := self._known_owner(public_key)) is not None:
             return owner
         clients = [client for client in self if client.public_key == public_key]
-        return next((client for client in clients if not self.has_ended(client)), None) or next(
+        client = next((client for client in clients if not self.has_ended(client)), None) or next(
             iter(clients), None
         )
+        if client is None or client.role != "owner" or self.has_ended(client):
+            return self._owner_keys.get(public_key, client)
+        return client
+
+    def listed(self) -> dict[bytes, tuple[Client, bool]]:
+        """Return by public key the client that `find` returns, and whether its time is up."""
+        listed: dict[bytes, tuple[Client, bool]] = {}
+        for client in self:
+            known, ended = listed.get(client.public_key), self.has_ended(client)
+            if known is None or (known[1] and not ended):
+                listed[client.public_key] = client, ended
+        for key, owner in self._owner_keys.items():
+            known = listed.get(key)
+            if known is None or known[1] or known[0].role != "owner":
+                listed[key] = owner, False
+        return listed
 
     def has_ended(self, client: Client) -> bool:
         """Whether the time of *client* is up.
@@ -202,10 +241,10 @@ def _exists(folder: Path) -> bool:
     """Whether there is anything, or it can't be told, of which `_problem` then says why."""
     try:
         folder.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True
+        return not is_out_of_reach(folder)
     return True
 
 

@@ -121,6 +121,7 @@ class KeygenApp(Command):
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
         if not replaced:
             print(f"Give others your public certificate: {certificate}")  # noqa: T201
+            print(_OTHER_LISTS.format(curve_folder()))  # noqa: T201
             return
         for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
@@ -132,6 +133,10 @@ class KeygenApp(Command):
         )
 
 
+_OTHER_LISTS = (
+    "A kernel that another JUPYTER_CONFIG_DIR was set for reads another list than that in\n  {}\n"
+    "and `%curve` in it shows where."
+)
 _OLD_KEY_IS_NOT_KNOWN = (
     "Your old key can't be read, so it may be listed under another name: python -m curve_kernel clients"
 )

@@ -17,9 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from .. import connection_file
+from ..access.allowlist import AuthorizedClients
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..inspect import inspect_kernels
@@ -52,7 +54,7 @@ def find(name: str | None) -> str:
         If no file fits, or none of several is of a kernel that runs and encrypts.
     """
     if name and (os.sep in name or name.startswith("~")):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  there may be no home
         if not path.exists():
             raise CurveKernelError(f"there is no connection file {name}", _HINT)
         return str(path.absolute())
@@ -164,10 +166,31 @@ def connected(path: str, connect: Callable[[], Any]) -> Any:
                 "the kernel does not accept this ticket", "ask the kernel's user for another one"
             ) from None
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
+        if _reads_another_list(path):
+            raise KeyNotAuthorizedError(
+                error.message,
+                f"it is your own kernel, but it does not list {certificate}: it was started with"
+                " another JUPYTER_CONFIG_DIR, or HOME. `%curve` in its notebook shows the folder of"
+                " its list; set JUPYTER_CONFIG_DIR to that folder's parent here",
+            ) from None
         raise KeyNotAuthorizedError(
             error.message,
             f"send your certificate to the kernel's user, who can authorize it: {certificate}",
         ) from None
+
+
+def _reads_another_list(path: str) -> bool:
+    """Whether a kernel that rejected this user is this user's own, who is an owner in the list here."""
+    identity, pid = load_identity(), inspect_kernels([path])[0].pid
+    if identity is None or pid is None:
+        return False
+    client = AuthorizedClients(curve_folder(), str).find(identity.public_key)
+    if client is None or client.role != "owner":
+        return False
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)  # not ssh, which leads to somebody else's perhaps
+        return process.uids().effective == os.geteuid() and "curve_kernel" in process.cmdline()
+    return False
 
 
 class _ExistingCommand(Command):

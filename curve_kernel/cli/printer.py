@@ -11,6 +11,8 @@ from pygments.formatters import TerminalFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from .whose import whose
+
 __all__ = ["Printer"]
 
 
@@ -36,7 +38,8 @@ class Printer:
         content = message["content"]
         match message["msg_type"]:
             case "execute_input":
-                self._label(f"In [{content['execution_count']}]: ", "32", content["code"])
+                label = f"{whose(message)} In [{content['execution_count']}]: ".lstrip()
+                self._label(label, "32", content["code"])
                 self._lines(self._highlighted(content["code"]))
             case "stream":
                 self._write(content["text"], "31" if content["name"] == "stderr" else "")

@@ -117,6 +117,7 @@ class _CurveClient(KernelClient):
         socket.linger = 1000
         if identity:
             socket.identity = identity
+        socket.ipv6 = ":" in self.ip
         sockets.make_client(socket, own, self.curve_publickey)
         if self._new_handshakes is not None:
             self._new_handshakes.append(Handshake(channel, socket))

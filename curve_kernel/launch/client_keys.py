@@ -56,6 +56,7 @@ def _connected_socket(
     socket.linger = 1000
     if identity:
         socket.identity = identity
+    socket.ipv6 = ":" in owner.ip
     sockets.make_client(socket, pair, server_key)
     socket.connect(owner._make_url(channel))
     return socket
