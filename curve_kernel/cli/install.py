@@ -356,11 +356,7 @@ class UninstallApp(Command):
             for folder, argv in installed(KernelSpecManager(), options.prefix)
             if folder.name.lower() == name
         ]
-        ours = [
-            folder
-            for folder, argv in found
-            if runs_curve_kernel(argv) or _names_our_provisioner(folder)
-        ]
+        ours = [folder for folder, argv in found if runs_curve_kernel(argv) or _joins(folder)]
         marked = [folder for folder, _ in found if _mark(folder).exists()]
         for folder in marked:
             _mark(folder).unlink()
@@ -389,11 +385,11 @@ class UninstallApp(Command):
             print(f"Left {line}")  # noqa: T201
 
 
-def _names_our_provisioner(folder: Path) -> bool:
+def _joins(folder: Path) -> bool:
     """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
-        return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        spec = json.loads((folder / "kernel.json").read_text())["metadata"]["kernel_provisioner"]
+        return str(spec["provisioner_name"]).startswith("curve-")
     return False
 
 
