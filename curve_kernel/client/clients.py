@@ -46,8 +46,7 @@ _DISCONNECTIONS = 5
 class _CurveClient(KernelClient):
     """What the three clients share; mixed into jupyter_client's classes.
 
-    Once started, a client goes on watching its connections. No thread does it: a call that waits
-    for the kernel looks at them twice a second.
+    Once started, a client watches its connections: a call that waits for the kernel does so.
     """
 
     client_keys = Instance(
