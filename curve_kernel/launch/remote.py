@@ -155,15 +155,19 @@ class RemoteProvisioner(KernelProvisionerBase):
                 raise StartError(error.message, error.hint) from None
             raise
         self._running = True
-        return self.connection_info
-
-    async def post_launch(self, **kwargs: Any) -> None:
-        """Give the manager its keys, and other clients the kernel's public one."""
-        await super().post_launch(**kwargs)
+        # Before the manager connects, or it would first try in plaintext. What it compares with the
+        # connection file is not changed, which has no pair.
         assert self._pair is not None
         assert self._ready is not None
         km: Any = self.parent
         use_client_keys(km, self._pair, self._ready.server_key)
+        return self.connection_info
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Give other clients the kernel's public key."""
+        await super().post_launch(**kwargs)
+        assert self._ready is not None
+        km: Any = self.parent
         connection_file.update(km.connection_file, {"curve_publickey": self._ready.server_key.decode()})
 
     async def poll(self) -> int | None:
