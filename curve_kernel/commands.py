@@ -22,6 +22,7 @@ COMMANDS = {
     "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
     "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
     "clients": ("curve_kernel.cli.clients.ClientsApp", "show which clients may connect"),
+    "share": ("curve_kernel.cli.share.ShareApp", "share a running kernel: a file to hand over"),
     "attach": ("curve_kernel.cli.attach.AttachApp", "a tile that joins a running kernel"),
     "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
     "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),

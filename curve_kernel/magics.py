@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
 from .access.connection import ConnectionInfo
-from .access.monitor import Port
+from .access.port import Port
 
 __all__ = ["CurveMagics", "Report"]
 
@@ -39,9 +39,14 @@ class Report:
         Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
+    file : str, optional
+        The connection file's path.
     """
 
-    def __init__(self, server_key: str, authorization: str, ports: Sequence[Port]) -> None:
+    def __init__(
+        self, server_key: str, authorization: str, ports: Sequence[Port], file: str = ""
+    ) -> None:
+        self.file = file
         self.server_key = server_key
         self.authorization = authorization
         self.ports = list(ports)
@@ -85,6 +90,7 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
+        lines += [f"Connection file: {self.file}"] if self.file else []
         paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
@@ -95,7 +101,12 @@ class Report:
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}</p>"
+            f"May connect: {html.escape(self.authorization)}"
+            + (
+                f"<br>Connection file: <code>{html.escape(self.file)}</code></p>"
+                if self.file
+                else "</p>"
+            )
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
@@ -148,6 +159,11 @@ def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     return rows
 
 
+def _from_home(path: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111  there may be none
+    return path.replace(home, "~", 1) if path.startswith(f"{home}/") else path
+
+
 @magics_class
 class CurveMagics(Magics):
     """``%curve``, and ipykernel's magics where they would tell a secret."""
@@ -160,23 +176,26 @@ class CurveMagics(Magics):
         if app.client_authorization == "any":
             authorization = _ANY
         else:
-            folder, home = app.authorized_clients, str(Path.home())
-            shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
-            authorization = _LISTED.format(shown)
+            authorization = _LISTED.format(_from_home(app.authorized_clients))
             if app.owner_keys:
                 authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
-        return Report(app.server_key.decode(), authorization, app.bound_ports())
+        path = _from_home(app.abs_connection_file)
+        return Report(app.server_key.decode(), authorization, app.bound_ports(), path)
 
     @line_magic
     def connect_info(self, _line: str) -> None:
-        """Print the connection file without a secret key: a notebook keeps its outputs."""
+        """Print the connection file without its secrets: a notebook keeps its outputs."""
         path = get_connection_file()
         info = connection_file.read(path)
-        if info.pop("curve_secretkey", None) is not None:
-            hidden = "The connection file also holds curve_secretkey, which is not shown here.\n"
-        else:
-            hidden = ""
+        hidden = [field for field in ("key", "curve_secretkey") if info.pop(field, None)]
         print(json.dumps(info, indent=2))  # noqa: T201
-        print(f"\n{hidden}The connection file is {shlex.quote(path)}")  # noqa: T201
+        if hidden:
+            print(f"\nThe file also holds {' and '.join(hidden)}, not shown here.")  # noqa: T201
+        quoted = shlex.quote(path)
+        print(f"\nThe connection file is {quoted}")  # noqa: T201
+        print(  # noqa: T201
+            "To let somebody in, print a file for them:\n  python -m curve_kernel share CERTIFICATE"
+            f" --name NAME --role viewer --for 2h --existing {quoted} > for-NAME.json"
+        )

@@ -13,6 +13,7 @@ from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
 
 from ..errors import CurveKernelError
+from ..folders import is_out_of_reach
 from ..keys import as_hex, parse_public
 from ..keys.certificates import parse_certificate, read_content
 from ..keys.expiry import parse_until
@@ -106,6 +107,8 @@ class AuthorizedClients:
         CurveKernelError
             For a folder or a certificate that another user may write, or that can't be read.
         """
+        if is_out_of_reach(self.folder):
+            self._warn(f"nobody is listed: {self.folder} is in a folder of another user's")
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
             if _exists(folder) and (problem := _problem(folder)):
@@ -130,6 +133,19 @@ class AuthorizedClients:
         if client is None or client.role != "owner" or self.has_ended(client):
             return self._owner_keys.get(public_key, client)
         return client
+
+    def listed(self) -> dict[bytes, tuple[Client, bool]]:
+        """Return by public key the client that `find` returns, and whether its time is up."""
+        listed: dict[bytes, tuple[Client, bool]] = {}
+        for client in self:
+            known, ended = listed.get(client.public_key), self.has_ended(client)
+            if known is None or (known[1] and not ended):
+                listed[client.public_key] = client, ended
+        for key, owner in self._owner_keys.items():
+            known = listed.get(key)
+            if known is None or known[1] or known[0].role != "owner":
+                listed[key] = owner, False
+        return listed
 
     def has_ended(self, client: Client) -> bool:
         """Whether the time of *client* is up.
@@ -225,10 +241,10 @@ def _exists(folder: Path) -> bool:
     """Whether there is anything, or it can't be told, of which `_problem` then says why."""
     try:
         folder.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True
+        return not is_out_of_reach(folder)
     return True
 
 

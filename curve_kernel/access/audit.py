@@ -22,7 +22,9 @@ class Reason(str, Enum):
     LEFT = "left during the handshake"
     UNKNOWN_KEY = "unknown key"
     NOT_FOR_VIEWERS = "not for viewers"
+    REVOKED = "not listed any more"
     ENDED = "access has ended"
+    DOUBT = "may be a client that is not listed any more"
     HANDSHAKES = "too many connections in the handshake"
     HANDSHAKE_BYTES = "too many bytes in the handshake"
     CONNECTIONS = "too many connections"
@@ -31,6 +33,10 @@ class Reason(str, Enum):
 
     def __str__(self) -> str:
         return str(self.value)
+
+
+# Clients of which it is remembered that the log has told of a message that was dropped.
+_KEPT = 64
 
 
 class AuditLog:
@@ -57,6 +63,7 @@ class AuditLog:
         self._start = 0.0
         self._lines: collections.Counter[int] = collections.Counter()
         self._left_out: collections.Counter[tuple[int, str]] = collections.Counter()
+        self._dropped: set[str] = set()
         self._counts: collections.Counter[tuple[str, Reason]] = collections.Counter()
 
     def accepted(self, channel: str, address: str, peer: str, *, always: bool) -> None:
@@ -73,12 +80,25 @@ class AuditLog:
         line = f"{channel}: rejected a client from {address}: {reason}{detail}"
         self._add(logging.WARNING, str(reason), line)
 
-    def disconnected(self, channel: str, address: str, reason: Reason, peer: str) -> None:
-        """Log that the kernel disconnected a client, and why."""
+    def disconnected(
+        self, channel: str, address: str, reason: Reason, peer: str, *, always: bool
+    ) -> None:
+        """Log that the kernel disconnected a client, and why; *always* also if there are many lines."""
         self._count(channel, reason)
-        self._add(
-            logging.WARNING, str(reason), f"{channel}: disconnected {peer} from {address}: {reason}"
-        )
+        line = f"{channel}: disconnected {peer} from {address}: {reason}"
+        if always:
+            self._log.warning(line)
+        else:
+            self._add(logging.WARNING, str(reason), line)
+
+    def dropped(self, channel: str, reason: Reason, peer: str) -> None:
+        """Log that a message that had come already was not handled, since its client is out by now."""
+        self._count(channel, reason)
+        line = f"{channel}: dropped what {peer} had sent: {reason}"
+        with self._lock:
+            if line not in self._dropped:
+                self._dropped = {*list(self._dropped)[-_KEPT:], line}
+                self._log.warning(line)
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""

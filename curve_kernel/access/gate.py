@@ -16,8 +16,9 @@ from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
 from .limits import MESSAGE_SIZES, Limits
-from .monitor import Monitor, Port
-from .zap import Policy
+from .monitor import Monitor
+from .policy import Policy, Speaker
+from .port import Port
 
 __all__ = ["Gate"]
 
@@ -39,7 +40,7 @@ class Gate:
     log : logging.Logger
         For accepted and rejected clients.
     allow_any, open_heartbeat : bool
-        See `zap.Policy`.
+        See `policy.Policy`.
     message_sizes : mapping
         Bytes in a frame by channel, where it is not what `limits.MESSAGE_SIZES` says.
     ipv6 : bool
@@ -65,14 +66,15 @@ class Gate:
         self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
-        policy = Policy(
+        self._policy = Policy(
             keys.public_key,
             self.own_client_keys.public_key,
             clients,
             allow_any=allow_any,
             open_heartbeat=open_heartbeat,
         )
-        self._monitor = Monitor(policy, _within_open_files(limits), AuditLog(log), log)
+        self._audit = AuditLog(log)
+        self._monitor = Monitor(self._policy, _within_open_files(limits), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -101,9 +103,35 @@ class Gate:
         """Forget the server's secret key, which libzmq keeps for itself."""
         self._keys = None
 
-    def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of the connection by which a message came; call it with each first frame."""
-        self._monitor.heard(channel, frame)
+    def heard(self, channel: str, frame: zmq.Frame) -> Speaker | None:
+        """Take note of the connection by which a message came, and return its client.
+
+        Call it with each first frame. What comes from a client that has a ``reason`` is to be dropped.
+        """
+        user_id = self._monitor.heard(channel, frame)
+        if user_id is None:
+            return None
+        speaker = self._policy.speaker(channel, user_id)
+        if speaker.reason is not None:
+            self._audit.dropped(channel, speaker.reason, str(speaker.peer))
+        return speaker
+
+    def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
+        """Return the client whose ``tag`` *frame* is, if it is a tag."""
+        return self._policy.tagged(frame)
+
+    def received(self, speaker: Speaker, message: dict[str, Any], *, is_whole: bool) -> None:
+        """Write into *message* whose it is; what a client sent that is out by now is not to be run."""
+        header = message["header"]
+        header["username"] = self._policy.username(speaker.peer, header.get("username"))
+        if not is_whole:
+            return
+        if speaker.reason is None:
+            self._policy.requested(speaker, message["msg_type"])
+            return
+        self._audit.dropped(speaker.channel, speaker.reason, str(speaker.peer))
+        # A type that no kernel knows: it says in its log that it does nothing, and is idle again.
+        header["msg_type"] = message["msg_type"] = f"{message['msg_type']} of a client that is out"
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub, by which slow readers are found."""

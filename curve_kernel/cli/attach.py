@@ -25,7 +25,7 @@ from ..client import BlockingKernelClient, ChannelNotForViewersError
 from ..errors import CurveKernelError
 from ..inspect import inspect_kernels
 from . import Command
-from .connect import connected, find, need_identity
+from .connect import connected, find, need_identity, short_name
 from .install import installed, requirement, resources
 
 __all__ = ["ATTACH_PROVISIONER", "RUNS", "AttachApp", "Attached"]
@@ -114,10 +114,10 @@ class AttachApp(Command):
             )
         keys.require_curve()
         path = find(options.file)
+        need_identity(path)
         info = connection_file.read(path)
-        need_identity(info)
         facts, note = _ask(path, info)
-        short = _short(path)
+        short = short_name(path)
         name = (options.name or re.sub(r"[^a-z0-9._-]+", "-", f"joined-{short}".lower())).lower()
         _check_name(name, path)
         spec = {
@@ -188,14 +188,6 @@ def _ask(path: str, info: dict[str, Any]) -> tuple[dict[str, Any], str]:
         "debugger": bool(reply.get("debugger") or "debugger" in reply.get("supported_features", ())),
     }
     return facts, note
-
-
-def _short(path: str) -> str:
-    """Return a name for a kernel by which a person tells it from others."""
-    stem = Path(path).stem
-    # Of a launcher's UUID the beginning does.
-    found = re.match(r"(kernel-[0-9a-f]{8})-[0-9a-f]{4}-", stem)
-    return found[1] if found else stem
 
 
 def _check_name(name: str, path: str) -> None:

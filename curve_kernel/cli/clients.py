@@ -33,7 +33,9 @@ __all__ = [
     "RevokeApp",
     "add_end_arguments",
     "end_of",
+    "list_client",
     "make_identity",
+    "public_certificate",
 ]
 
 _STANDING = "A connection that stands already goes on: restart the kernel to end it."
@@ -119,6 +121,7 @@ class KeygenApp(Command):
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
         if not replaced:
             print(f"Give others your public certificate: {certificate}")  # noqa: T201
+            print(_OTHER_LISTS.format(curve_folder()))  # noqa: T201
             return
         for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
@@ -130,6 +133,10 @@ class KeygenApp(Command):
         )
 
 
+_OTHER_LISTS = (
+    "A kernel that another JUPYTER_CONFIG_DIR was set for reads another list than that in\n  {}\n"
+    "and `%curve` in it shows where."
+)
 _OLD_KEY_IS_NOT_KNOWN = (
     "Your old key can't be read, so it may be listed under another name: python -m curve_kernel clients"
 )
@@ -209,53 +216,76 @@ class AuthorizeApp(Command):
     def run(self, options: argparse.Namespace) -> None:
         """Write the certificate into the role's folder."""
         name, end = check_name(options.name), end_of(options)
-        public_key, secret_key = self._read(options.certificate)
-        if secret_key is not None:
-            raise CurveKernelError(
-                f"certificate {options.certificate} holds a secret key, which must stay with its owner",
-                "take the public certificate beside it: identity.key",
-            )
-        folder = curve_folder()
-        target = folder / ROLES[options.role] / f"{name}.key"
-        existing = _files_of(name)
-        if existing and not options.force and not self._same(existing, public_key):
-            raise CurveKernelError(
-                f"there is another client {name} already: {existing[0]}",
-                "choose another --name, or replace it with --force",
-            )
-        listed = AuthorizedClients(folder, lambda _: None).find(public_key)
-        if listed is not None and listed.name != name:
-            raise CurveKernelError(
-                f"that key is listed already, as {listed.role} {listed.name}",
-                f"use that name, or: python -m curve_kernel revoke {listed.name}",
-            )
-        try:
-            make_folder(target.parent)
-            write_certificate(target, public_key, until=end)
-            # A change of role: always listed in a folder, and only for this instant in both.
-            for path in existing:
-                if path != target:
-                    path.unlink()
-        except OSError as error:
-            raise _not_written(error) from None
+        public_key = public_certificate(options.certificate)
+        target = list_client(name, options.role, public_key, until=end, force=options.force)
         print(f"{name} is {options.role} of your kernels now: {shlex.quote(str(target))}")  # noqa: T201
         if end is not None:
             moment = f"{end.astimezone():%Y-%m-%d %H:%M:%S %Z}"
             print(f"The access ends by itself at {moment}, {ago_or_in(end)}.")  # noqa: T201
 
-    @staticmethod
-    def _same(existing: list[Path], public_key: bytes) -> bool:
-        try:
-            return all(read_certificate(path)[0] == public_key for path in existing)
-        except CurveKernelError:
-            return False
 
-    @staticmethod
-    def _read(certificate: str) -> tuple[bytes, bytes | None]:
-        if certificate != "-":
-            return read_certificate(Path(certificate))
+def public_certificate(certificate: str) -> bytes:
+    """Return the public key of a certificate file, or of standard input for ``-``.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read, or holds a secret key.
+    """
+    if certificate == "-":
         content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
-        return parse_certificate(content, "on standard input")
+        public_key, secret_key = parse_certificate(content, "on standard input")
+    else:
+        public_key, secret_key = read_certificate(Path(certificate))
+    if secret_key is not None:
+        raise CurveKernelError(
+            f"certificate {certificate} holds a secret key, which must stay with its owner",
+            "take the public certificate beside it: identity.key",
+        )
+    return public_key
+
+
+def list_client(
+    name: str, role: str, public_key: bytes, *, until: datetime | None, force: bool = False
+) -> Path:
+    """List a client, and return its certificate's path.
+
+    Raises
+    ------
+    CurveKernelError
+        If another client has the name, unless *force* is true, or the key is listed under another one.
+    """
+    folder = curve_folder()
+    target = folder / ROLES[role] / f"{name}.key"
+    existing = _files_of(name)
+    if existing and not force and not _same(existing, public_key):
+        raise CurveKernelError(
+            f"there is another client {name} already: {existing[0]}",
+            "choose another --name, or replace it with --force",
+        )
+    listed = AuthorizedClients(folder, lambda _: None).find(public_key)
+    if listed is not None and listed.name != name:
+        raise CurveKernelError(
+            f"that key is listed already, as {listed.role} {listed.name}",
+            f"use that name, or: python -m curve_kernel revoke {listed.name}",
+        )
+    try:
+        make_folder(target.parent)
+        write_certificate(target, public_key, until=until)
+        # A change of role: always listed in a folder, and only for this instant in both.
+        for path in existing:
+            if path != target:
+                path.unlink()
+    except OSError as error:
+        raise _not_written(error) from None
+    return target
+
+
+def _same(existing: list[Path], public_key: bytes) -> bool:
+    try:
+        return all(read_certificate(path)[0] == public_key for path in existing)
+    except CurveKernelError:
+        return False
 
 
 class RevokeApp(Command):

@@ -31,6 +31,7 @@ from rich.text import Text
 from .. import __version__, keys
 from ..access.allowlist import AuthorizedClients
 from ..errors import CurveKernelError
+from ..folders import NoFolderError, no_home
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
@@ -260,7 +261,12 @@ class DoctorApp(Command):
 
 def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from function()
+        try:
+            yield from function()
+        except RuntimeError as error:
+            raise no_home(error) from None
+    except NoFolderError as error:
+        yield from_error(check, error)
     except Exception as error:  # noqa: BLE001  one check that breaks must not hide the others
         message = f"this check broke: {type(error).__name__}: {error}"
         yield Finding(check, "failure", message, "# report it, with the output of doctor --json")
@@ -269,5 +275,5 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
     console.print(line.append(f"{finding.check}: {finding.message}", "default"))
-    if finding.command:
-        console.print(Text(f"{'':<9}fix it: {finding.command}"))
+    for number, command in enumerate(finding.command.splitlines()):
+        console.print(Text(f"{'':<9}{'' if number else 'fix it: '}{command}"))

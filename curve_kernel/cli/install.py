@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from traitlets.utils.importstring import import_item
 
 from ..errors import CurveKernelError
@@ -35,6 +35,7 @@ __all__ = [
     "install_beside",
     "installed",
     "kernel_spec",
+    "replaced_by_stock",
     "requirement",
     "resources",
     "runs_curve_kernel",
@@ -102,6 +103,21 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 argv = json.loads(file.read_text()).get("argv")
             yield file.parent, argv
+
+
+def _mark(folder: Path) -> Path:
+    """Return the file that says that `install` has put a kernelspec there in place of another's.
+
+    It is beside the kernelspecs: whoever puts the other one back empties or replaces the folder.
+    """
+    return folder.parents[1] / "curve_kernel" / "replaced" / folder.name
+
+
+def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
+    """Yield the folders of kernelspecs that `install` has replaced, and that were put back since."""
+    for folder, argv in installed(manager):
+        if _mark(folder).exists() and not runs_curve_kernel(argv):
+            yield folder
 
 
 def resources() -> Path:
@@ -273,6 +289,9 @@ class InstallApp(Command):
                 destination = Path(
                     manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
                 )
+                if destination.name == NATIVE_KERNEL_NAME:
+                    _mark(destination).parent.mkdir(parents=True, exist_ok=True)
+                    _mark(destination).touch()
             except OSError as error:
                 raise CurveKernelError(
                     f"the kernelspec can't be written: {error}", "try --user or --sys-prefix"
@@ -307,6 +326,8 @@ def _notes(
         if name == _NAME:
             yield f"That brings a {_NAME} of its own, which may hide this one. To have both:"
             yield f"  {install_beside()}"
+    if name == NATIVE_KERNEL_NAME:
+        yield "If ipykernel is upgraded or installed again, it puts its own back: `doctor` tells then."
     first = manager.find_kernel_specs().get(name)
     if first != str(destination):
         yield (
@@ -340,7 +361,10 @@ class UninstallApp(Command):
             for folder, argv in found
             if runs_curve_kernel(argv) or _names_our_provisioner(folder)
         ]
-        if not ours:
+        marked = [folder for folder, _ in found if _mark(folder).exists()]
+        for folder in marked:
+            _mark(folder).unlink()
+        if not ours and not marked:
             message = f"there is no kernelspec {options.name}"
             if found:
                 message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"

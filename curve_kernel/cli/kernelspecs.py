@@ -14,12 +14,12 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from jupyter_core.paths import jupyter_data_dir
 
 from .. import __version__
 from .attach import ATTACH_PROVISIONER, RUNS, Attached
 from .findings import PYTHON, Finding, one_line
 from .install import install_beside, installed, requirement, runs_curve_kernel
+from .plaintext import check_plaintext, install_option
 from .remote import REMOTE_PROVISIONER, remote_options
 
 __all__ = ["check_kernelspecs"]
@@ -44,6 +44,7 @@ def check_kernelspecs() -> Iterator[Finding]:
             f"{PYTHON} -m curve_kernel install",
         )
     yield from _shadowed(manager, {name: Path(folder) for name, folder in shown.items()})
+    yield from check_plaintext(manager, shown)
     elsewhere = [name for name, folder in shown.items() if not Path(folder).is_relative_to(sys.prefix)]
     if not elsewhere and not _is_installed("jupyter_server"):
         yield Finding(
@@ -152,15 +153,9 @@ def _executable(name: str) -> str:
 
 def _reinstall(name: str, folder: Path, spec: Any) -> str:
     """Return the command that replaces a kernelspec where it is."""
-    if folder.is_relative_to(jupyter_data_dir()):
-        where = "--user"
-    elif folder.is_relative_to(sys.prefix):
-        where = "--sys-prefix"
-    else:
-        where = f"--prefix {shlex.quote(str(folder.parents[3]))}"
     display_name = shlex.quote(spec.display_name)
     return (
-        f"{PYTHON} -m curve_kernel install {where} --name {shlex.quote(name)}"
+        f"{PYTHON} -m curve_kernel install {install_option(folder)} --name {shlex.quote(name)}"
         f" --display-name {display_name}"
     )
 

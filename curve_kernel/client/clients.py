@@ -19,6 +19,7 @@ from .. import keys, sockets
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import load_identity
+from ..keys.ticket import ticket_pair
 from ..wire import read_mechanism
 from .handshake import (
     ChannelNotForViewersError,
@@ -92,6 +93,7 @@ class _CurveClient(KernelClient):
                 "the connection file has a field of the wrong kind",
                 "get the connection file that the kernel or its launcher wrote",
             ) from None
+        self.client_keys = self.client_keys or ticket_pair(info)
         self.curve_publickey = found["curve_publickey"]
         self.curve_secretkey = found.get("curve_secretkey")
 

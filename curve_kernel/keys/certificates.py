@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from jupyter_core.paths import jupyter_config_dir
-
 from .. import files
 from ..errors import CurveKernelError
+from ..folders import NOWHERE, NoFolderError, config_folder
 from .pair import KeyPair, parse
 
 __all__ = [
@@ -37,9 +37,27 @@ __all__ = [
 _FORM = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
 
 
-def curve_folder() -> Path:
-    """Return the folder of this user's key files, which need not exist."""
-    return Path(jupyter_config_dir()) / "curve"
+def curve_folder(warn: Callable[[str], object] | None = None) -> Path:
+    """Return the folder of this user's key files, which need not exist.
+
+    Parameters
+    ----------
+    warn : callable, optional
+        Told why nobody is listed, where there is no configuration folder; it then is one that can't
+        exist.
+
+    Raises
+    ------
+    NoFolderError
+        If there is no configuration folder, and nobody to tell.
+    """
+    try:
+        return config_folder() / "curve"
+    except NoFolderError as error:
+        if warn is None:
+            raise
+        warn(f"Nobody is listed: {error.message}")
+        return Path(NOWHERE)
 
 
 def make_folder(folder: Path) -> None:
@@ -149,7 +167,10 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
     CurveKernelError
         If the file can't be read, is no certificate with both keys, or can be read by others.
     """
-    path = (folder or curve_folder()) / "identity.key_secret"
+    try:
+        path = (folder or curve_folder()) / "identity.key_secret"
+    except NoFolderError:
+        return None
     if not os.path.lexists(path):
         return None
     public_key, secret_key = read_certificate(path)
@@ -159,7 +180,7 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
             "make a new identity: python -m curve_kernel keygen --force",
         )
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    if mode & 0o077 and not files.insecure_writes_are_allowed(path, mode):
         raise CurveKernelError(
             f"certificate {path} can be read or written by others: its mode is {mode:04o}, not 0600",
             "others may have your key, so make a new one: python -m curve_kernel keygen --force",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
+import resource
 import select
 import shlex
 import stat
@@ -16,10 +18,13 @@ from .. import files
 from ..errors import CurveKernelError
 from .pair import KeyPair, parse
 
-__all__ = ["SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret", "find"]
+__all__ = ["PIPE", "SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret", "find"]
 
 SECRETKEY_VARIABLE = "JUPYTER_CURVE_SECRETKEY"
 SECRETKEY_FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY_FILE"
+
+PIPE = "pipe:"
+"""What the variable begins with if it names a pipe that holds the key, in place of the key."""
 
 _WRAPPER = (
     "if a wrapper drops the environment (env -i, sudo, docker run, singularity --cleanenv), put"
@@ -42,8 +47,13 @@ class EnvironmentSecret:
     """
 
     def __init__(self) -> None:
+        _prevent_core_files()
         self._secret = _take(SECRETKEY_VARIABLE)
         self._file = _take(SECRETKEY_FILE_VARIABLE)
+        self._pipe = ""
+        if self._secret is not None and self._secret.startswith(f"{PIPE}/"):
+            self._pipe = self._secret.removeprefix(PIPE)
+            self._secret = _read_pipe(self._pipe)
         self._piped = None if self._file is None else _read_descriptor(self._file)
 
     def __repr__(self) -> str:
@@ -63,6 +73,12 @@ class EnvironmentSecret:
             If a value is no key, the file can't be trusted, or the two variables disagree.
         """
         pairs = []
+        if self._pipe and not self._secret:
+            raise CurveKernelError(
+                f"pipe {self._pipe}, which ${SECRETKEY_VARIABLE} names, holds no key for this process",
+                'put "key_distribution": "env", or "file", into the config of the kernelspec\'s'
+                " kernel_provisioner: the kernel's wrapper keeps the pipe from it",
+            )
         if self._secret is not None:
             secret_key = parse(self._secret, f"${SECRETKEY_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_VARIABLE}"))
@@ -80,6 +96,35 @@ class EnvironmentSecret:
                 "set only one of the two",
             )
         return pairs[0]
+
+
+def _prevent_core_files() -> None:
+    """Keep the key out of core files: code can raise the limit again, and a debugger still attaches.
+
+    With a limit of 1 the system starts no crash handler either, which one of 0 does not prevent
+    (``man 5 core``). PR_SET_DUMPABLE would also take profilers, debuggers and the user's own view
+    of /proc/PID away.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a sandbox does not let it be changed
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (1 if hard else 0, hard))
+
+
+def _read_pipe(path: str) -> str:
+    """Return what a pipe of this user holds, which is gone from it then; empty if it can't be read."""
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (OSError, ValueError):
+        return ""
+    try:
+        status = os.fstat(pipe)
+        if not stat.S_ISFIFO(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            return ""
+        return os.read(pipe, 100).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(pipe)
 
 
 def _take(name: str) -> str | None:

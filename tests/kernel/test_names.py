@@ -60,6 +60,7 @@ MEANT: dict[str, set[str]] = {
         "wait_for_ready",
     },
     "<locals>.Client": {"hb_channel", "hb_channel_class"},
+    "<locals>.Manager": {"client", "client_factory"},
     "<locals>.JoinedClient": {"shutdown"},
     "<locals>.KeyedClient": {
         "_create_connected_socket",
@@ -103,6 +104,7 @@ MEANT: dict[str, set[str]] = {
         "_apply_curve_server_options",
         "_bind_socket",
         "_ports",
+        "_session_default",
         "aliases",
         "cleanup_connection_file",
         "close",
@@ -131,14 +133,19 @@ MEANT: dict[str, set[str]] = {
     },
     "CurveOutStream": {"_flush_buffers"},
     "CurveProvisioner": {"cleanup", "connection_info", "launch_kernel", "post_launch", "pre_launch"},
+    "CurveSession": {"deserialize", "recv"},
     "CurveShell": {
         "_executing",
         "check_complete",
+        "include_output",
         "init_kernel_info",
         "interact",
         "keepkernel",
         "mainloop",
+        "other_output_prefix",
         "parent",
+        "print_out_prompt",
+        "print_remote_prompt",
         "run_cell",
         "show_banner",
         "use_kernel_is_complete",
@@ -168,6 +175,7 @@ MEANT: dict[str, set[str]] = {
         "wait",
     },
     "RevokeApp": {"name"},
+    "ShareApp": {"name"},
     "StatusApp": {"name"},
     "StrictApplication": {
         "_create_loader",
@@ -198,12 +206,19 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "stop_channels",
     },
+    "_CellHandler": {"get"},
+    "_EventsHandler": {"get"},
+    "_Handler": {"initialize", "prepare", "set_default_headers"},
+    "_NothingHandler": {"get"},
+    "_PageHandler": {"get"},
+    "_StaticHandler": {"get"},
     "_KeyedHBChannel": {"_async_run", "_beating", "_create_socket", "socket"},
     "_Parser": {"error"},
 }
 # Classes that are made inside a function, and their base class.
 INSIDE = {
     "<locals>.Client": "jupyter_client.AsyncKernelClient",
+    "<locals>.Manager": "jupyter_client.KernelManager",
     "<locals>.JoinedClient": "jupyter_client.AsyncKernelClient",
     "<locals>.KeyedClient": "jupyter_client.AsyncKernelClient",
 }
