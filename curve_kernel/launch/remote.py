@@ -24,6 +24,7 @@ from .client_keys import use_client_keys
 from .engines import Engine, Ready
 from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
+from .processes import interruptible
 from .provisioner import StartError
 from .slurm import SlurmEngine
 from .ssh import Ssh, SshEngine
@@ -144,11 +145,12 @@ class RemoteProvisioner(KernelProvisionerBase):
         atexit.register(self._abandon)
         self._wanted = True
         try:
-            if self._ready is None or self._link is None or not await self._is_there():
-                await self._end_launcher()
-                atexit.register(self._abandon)
-                await self._start_launcher()
-            await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"))
+            with interruptible():
+                if self._ready is None or self._link is None or not await self._is_there():
+                    await self._end_launcher()
+                    atexit.register(self._abandon)
+                    await self._start_launcher()
+                await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"))
         except (CurveKernelError, asyncio.CancelledError) as error:
             await self._end_launcher()
             if isinstance(error, CurveKernelError) and not isinstance(error, StartError):
