@@ -15,19 +15,16 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
-from traitlets.utils.importstring import import_item
 
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
+from .kernel_class import import_kernel, language_of
 from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
-
-if TYPE_CHECKING:
-    from ipykernel.kernelbase import Kernel
 
 __all__ = [
     "KERNELS",
@@ -150,9 +147,9 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
         arguments += ["--profile", options.profile]
         spec["display_name"] = f"{_DISPLAY_NAME} [profile={options.profile}]"
     if options.kernel_class:
-        kernel = _import_kernel(options.kernel_class)
+        kernel = import_kernel(options.kernel_class)
         arguments.append(f"--IPKernelApp.kernel_class={options.kernel_class}")
-        language = _language(kernel)
+        language = language_of(kernel)
         spec["language"] = language
         spec["display_name"] = f"{language.capitalize()} (CurveZMQ)"
         # debugpy belongs to Python; a kernel that wraps another language says otherwise itself.
@@ -168,26 +165,6 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     if options.display_name:
         spec["display_name"] = options.display_name
     return spec
-
-
-def _language(kernel: type[Kernel]) -> str:
-    info = getattr(kernel, "language_info", None)
-    name = info.get("name") if isinstance(info, dict) else None
-    return str(name or getattr(kernel, "language", None) or "python").lower()
-
-
-def _import_kernel(name: str) -> type[Kernel]:
-    from ipykernel.kernelbase import Kernel
-
-    hint = "name a class as package.module.Class, of a package that is installed here"
-    try:
-        kernel = import_item(name)
-    except Exception as error:  # noqa: BLE001  importing runs any package's code
-        reason = f"{type(error).__name__}: {error}"
-        raise CurveKernelError(f"kernel class {name} can't be imported: {reason}", hint) from None
-    if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
-        raise CurveKernelError(f"{name} is not an ipykernel Kernel class", hint)
-    return kernel
 
 
 class InstallApp(Command):

@@ -110,13 +110,12 @@ class _CurveClient(KernelClient):
                 "no server key is known, so nothing can be encrypted",
                 "load a connection file that has curve_publickey",
             )
-        own = self._own_keys()
         socket: zmq.Socket[Any] = self.context.socket(channel_socket_types[channel])
         socket.linger = 1000
         if identity:
             socket.identity = identity
         socket.ipv6 = ":" in self.ip
-        sockets.make_client(socket, own, self.curve_publickey)
+        sockets.make_client(socket, self._own_keys(), self.curve_publickey)
         if self._new_handshakes is not None:
             self._new_handshakes.append(Handshake(channel, socket))
         socket.connect(self._make_url(channel))
