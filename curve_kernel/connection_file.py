@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -20,9 +21,11 @@ from .errors import CurveKernelError, without_keys
 __all__ = [
     "check",
     "check_address",
+    "claim",
     "create_folder",
     "find",
     "is_from_kernel",
+    "new_name",
     "origin",
     "read",
     "update",
@@ -195,7 +198,68 @@ def update(
 
 def origin() -> dict[str, Any]:
     """Return what a kernel writes into a file that it makes itself, and a launcher does not."""
-    return {"kernel_name": "", "hostname": socket.gethostname()}
+    return {
+        "kernel_name": "",
+        "hostname": socket.gethostname(),
+        "pid_namespace": _pid_namespace(),
+    }
+
+
+def _pid_namespace() -> str:
+    """Say where this process's number is its own alone: every container has a process 1."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+def new_name(folder: str) -> str:
+    """Return the path of a new connection file in *folder*, named after this process.
+
+    Upstream would take a file of that name which somebody left, here or in the runtime folder, and with
+    it keys that somebody else knows. Such a file is removed, unless its kernel may be running: another
+    container may have a process of this number.
+    """
+    for number in itertools.count(1):
+        path = f"{folder}/kernel-{os.getpid()}{f'-{number}' if number > 1 else ''}.json"
+        if not _may_be_running(path):
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
+        if not os.path.lexists(path):
+            break
+    return path
+
+
+def claim(path: str) -> str:
+    """Make an empty connection file at *path*, or at its next name if there is one by now; return it.
+
+    Raises
+    ------
+    CurveKernelError
+        If its folder can't be written.
+    """
+    while True:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            path = new_name(str(Path(path).parent))
+        except OSError as error:
+            raise _not_written(path, error) from None
+        else:
+            return path
+
+
+def _may_be_running(path: str) -> bool:
+    """Whether a kernel may be running that wrote the file at *path*, with this process's number."""
+    try:
+        info = read(path)
+    except CurveKernelError:
+        # Of another user, or empty since it has just been claimed.
+        return not os.access(path, os.R_OK) or not Path(path).stat().st_size
+    if not all(isinstance(info.get(name), int) and info[name] > 0 for name in port_names):
+        return False
+    return not _pid_namespace() or info.get("pid_namespace") != _pid_namespace()
 
 
 def is_from_kernel(path: str | os.PathLike[str], info: Mapping[str, Any]) -> bool:

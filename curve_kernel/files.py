@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["check", "read", "replace"]
+from jupyter_core.paths import allow_insecure_writes
+from traitlets.log import get_logger
+
+from .errors import CurveKernelError
+
+__all__ = ["check", "insecure_writes_are_allowed", "read", "replace"]
 
 _LIMIT = 1 << 20
 
@@ -40,14 +46,17 @@ def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, o
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Make sure that a small file can be written beside *path*, by writing one and removing it.
+    """Make sure that a secret file can be written beside *path*, by writing one and removing it.
 
     Raises
     ------
     OSError
         If the folder can't be written, or the disk is full.
+    CurveKernelError
+        If others could read the file.
     """
     with tempfile.NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent, prefix=".") as file:
+        _set_mode(file.fileno(), path, 0o600)
         file.write(bytes(4096))
 
 
@@ -58,14 +67,41 @@ def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> 
     ------
     OSError
         If the folder can't be written. Nothing is left behind then.
+    CurveKernelError
+        If *mode* is 0600 and others could read the file all the same, unless the user allows it.
     """
     target = Path(os.path.realpath(path))
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
+            _set_mode(descriptor, path, mode)
             file.write(content)
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def insecure_writes_are_allowed(path: str | os.PathLike[str], mode: int) -> bool:
+    """Whether this user accepts, in Jupyter's own variable, that the file has such a *mode*."""
+    if allow_insecure_writes:
+        get_logger().warning(
+            "%s has mode %04o: others can read it, which JUPYTER_ALLOW_INSECURE_WRITES accepts",
+            path,
+            mode,
+        )
+    return allow_insecure_writes
+
+
+def _set_mode(descriptor: int, path: str | os.PathLike[str], mode: int) -> None:
+    # A file system may not let modes be changed (CIFS, Azure Files, NFS, FAT), and show one of its own.
+    with suppress(OSError):
+        os.fchmod(descriptor, mode)
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if found & ~mode & 0o077 and not mode & 0o077 and not insecure_writes_are_allowed(path, found):
+        raise CurveKernelError(
+            f"{os.fspath(path)} would hold a secret, and others could read it: its file system gives it"
+            f" mode {found:04o}",
+            "use a folder on another file system, or mount it with file_mode=0600; or accept it, as all"
+            " of Jupyter does with JUPYTER_ALLOW_INSECURE_WRITES=1",
+        )

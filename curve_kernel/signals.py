@@ -31,6 +31,8 @@ def call_at_end(function: Callable[[], None]) -> None:
     def end(number: int, _frame: object) -> None:
         call()
         signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == 1:  # which the default of a signal does not end, in a container
+            os._exit(128 + number)
         os.kill(os.getpid(), number)
 
     # After a fork Python forgets a signal that the child's C handler has taken by then, so in the child

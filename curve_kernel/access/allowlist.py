@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
+from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
 
 from .. import files, trust
 from ..errors import CurveKernelError, printable
+from ..folders import is_out_of_reach
+from ..keys import as_hex, parse_public
 from ..keys.certificates import parse_certificate
+from ..keys.expiry import parse_until
 
-__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name"]
+__all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name", "owner_keys"]
 
 ROLES = {"owner": "owners", "viewer": "viewers"}
 """Role to the name of its folder."""
@@ -44,6 +49,18 @@ def check_name(name: str) -> str:
     return name
 
 
+def owner_keys(given: Iterable[str]) -> list[bytes]:
+    """Return the public keys that are given in hexadecimal or Z85; a comma may stand between two.
+
+    Raises
+    ------
+    CurveKernelError
+        If there is something else.
+    """
+    words = [word for words in given for word in words.split(",")]
+    return [parse_public(word, "a public key in owner_keys") for word in words]
+
+
 def _is_reserved(name: str) -> bool:
     return name.casefold() in (MANAGER, OWN_CLIENT)
 
@@ -55,6 +72,7 @@ class Client(NamedTuple):
     role: str
     public_key: bytes
     path: Path
+    until: datetime | None = None
 
 
 class AuthorizedClients:
@@ -66,14 +84,23 @@ class AuthorizedClients:
         The folder that holds ``owners`` and ``viewers``. It need not exist.
     warn : callable
         Told, once for each state of a file, why it is skipped.
+    owner_keys : iterable of bytes
+        Public keys that are owners too, as long as this object lives.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, folder: Path, warn: Callable[[str], object], owner_keys: Iterable[bytes] = ()
+    ) -> None:
         self.folder = folder
+        self._owner_keys = {
+            key: Client(f"key-{as_hex(key)[:8]}", "owner", key, Path()) for key in owner_keys
+        }
         self._warn = warn
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
         self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
         self._warned: set[str] = set()
+        # When an access ends, on the clock that nobody sets and that goes on in a suspended machine.
+        self._ends: dict[tuple[bytes, datetime], float] = {}
 
     def check(self) -> None:
         """Make sure that nobody but this user and root can add a client.
@@ -83,6 +110,8 @@ class AuthorizedClients:
         CurveKernelError
             For a folder or a certificate that another user may write, or that can't be read.
         """
+        if is_out_of_reach(self.folder):
+            self._warn(f"nobody is listed: {self.folder} is in a folder of another user's")
         folders = [self.folder, *(self.folder / name for name in ROLES.values())]
         for folder in folders:
             if _exists(folder) and (problem := trust.path_problem("folder", folder)):
@@ -95,11 +124,47 @@ class AuthorizedClients:
     def find(self, public_key: bytes) -> Client | None:
         """Return the client that has *public_key*, 40 bytes of Z85; an owner before a viewer.
 
-        An owner is looked for where its certificate was before, and everybody else in all of them.
+        An owner is looked for where its certificate was before, and everybody else in all of them. A
+        client whose time is up is returned only if no other certificate lists its key.
         """
-        return self._known_owner(public_key) or next(
-            (client for client in self if client.public_key == public_key), None
+        if (owner := self._known_owner(public_key)) is not None:
+            return owner
+        clients = [client for client in self if client.public_key == public_key]
+        client = next((client for client in clients if not self.has_ended(client)), None) or next(
+            iter(clients), None
         )
+        if client is None or client.role != "owner" or self.has_ended(client):
+            return self._owner_keys.get(public_key, client)
+        return client
+
+    def listed(self) -> dict[bytes, tuple[Client, bool]]:
+        """Return by public key the client that `find` returns, and whether its time is up."""
+        listed: dict[bytes, tuple[Client, bool]] = {}
+        for client in self:
+            known, ended = listed.get(client.public_key), self.has_ended(client)
+            if known is None or (known[1] and not ended):
+                listed[client.public_key] = client, ended
+        for key, owner in self._owner_keys.items():
+            known = listed.get(key)
+            if known is None or known[1] or known[0].role != "owner":
+                listed[key] = owner, False
+        return listed
+
+    def has_ended(self, client: Client) -> bool:
+        """Whether the time of *client* is up.
+
+        It is up at the earliest moment that any look at both clocks gave: a clock that is set back
+        lengthens no access of a kernel that runs.
+        """
+        return client.until is not None and self.seconds_left(client) <= 0
+
+    def seconds_left(self, client: Client) -> float:
+        """Return the seconds until the time of a client with an end is up."""
+        assert client.until is not None
+        key, now = (client.public_key, client.until), clock_gettime(CLOCK_BOOTTIME)
+        end = now + client.until.timestamp() - time()
+        self._ends[key] = min(self._ends.get(key, end), end)
+        return self._ends[key] - now
 
     def _known_owner(self, public_key: bytes) -> Client | None:
         path = self._owners.get(public_key)
@@ -109,7 +174,7 @@ class AuthorizedClients:
             client = self._load("owner", path)
         except OSError:
             client = None
-        if client is None or client.public_key != public_key:
+        if client is None or client.public_key != public_key or self.has_ended(client):
             del self._owners[public_key]
             return None
         return client
@@ -159,7 +224,9 @@ class AuthorizedClients:
                 raise problem
             if _is_reserved(path.stem):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
-            client = Client(printable(path.stem), role, parse_certificate(content, str(path))[0], path)
+            public_key, _ = parse_certificate(content, str(path))
+            name, end = printable(path.stem), parse_until(content, str(path))
+            client = Client(name, role, public_key, path, end)
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)
@@ -179,10 +246,10 @@ def _exists(folder: Path) -> bool:
     """Whether there is anything, or it can't be told, of which `_problem` then says why."""
     try:
         folder.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True
+        return not is_out_of_reach(folder)
     return True
 
 

@@ -27,10 +27,13 @@ from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
 from .pulse import Pulse
 from .ssh import ssh_tunnel
+from .whose import whose
 
 __all__ = ["CurveConsoleApp", "CurveShell"]
 
 _INTERVAL = 0.5
+# Seconds after which the console asks once more which process of the kernel is there.
+_ASK_AGAIN = 5.0
 # What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
 _LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
@@ -80,8 +83,11 @@ class ConsoleClient(BlockingKernelClient):
                 before, self._asked = self._session_of_kernel, None
                 self._session_of_kernel = session
                 self.restarted |= before not in ("", session)
-        # A kernel need not answer this on control.
-        return self.connected and (self._asked is None or time.monotonic() - self._asked > 1)
+        # A kernel need not answer this on control, and loses what comes too early while it starts.
+        unanswered = 0.0 if self._asked is None else time.monotonic() - self._asked
+        if unanswered > _ASK_AGAIN:
+            self._connections_seen = 0
+        return self.connected and (self._asked is None or unanswered > 1)
 
 
 class CurveShell(ZMQTerminalInteractiveShell):
@@ -89,6 +95,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     parent: CurveConsoleApp
     use_kernel_is_complete: Any
+    other_output_prefix: Any
+    is_remote = False
+    """Whether the message that is shown comes of another client's request."""
     problem: CurveKernelError | None = None
     """Why the kernel can't be talked to any more."""
 
@@ -154,6 +163,27 @@ class CurveShell(ZMQTerminalInteractiveShell):
                 print("[a malformed message was left out]")  # noqa: T201
             else:
                 return
+
+    def include_output(self, msg: dict[str, Any]) -> bool:
+        """Tell whether to show a message, and with whose name, if it is of another client."""
+        self.other_output_prefix = f"{whose(msg) or 'Remote'} "
+        self.is_remote = not self.from_here(msg)
+        return bool(super().include_output(msg))
+
+    # Upstream's two go past the standard output, which is held back while there is a prompt, and so
+    # come behind the text that they are in front of.
+
+    def print_remote_prompt(self, ec: int | None = None) -> None:
+        """Print whose the input is; the prompt itself is there already."""
+        if ec is not None:
+            sys.stdout.write(f"{self.other_output_prefix}In [{ec}]: ")
+
+    def print_out_prompt(self) -> None:
+        """Print what is in front of a result."""
+        if self.is_remote:
+            sys.stdout.write(f"Out[{self.execution_count}]: ")
+        else:
+            super().print_out_prompt()
 
     async def interact(self, loop: Any = None, display_banner: Any = None) -> None:
         """Prompt and run, until the user leaves or the kernel can't be talked to any more."""

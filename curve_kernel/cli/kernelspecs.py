@@ -14,12 +14,14 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from jupyter_core.paths import jupyter_data_dir
 
 from .. import __version__, trust
 from ..errors import CurveKernelError
+from .attach import ATTACH_PROVISIONER, RUNS, Attached
 from .findings import PYTHON, Finding, as_command, one_line
 from .install import install_beside, installed, requirement, runs_curve_kernel
+from .plaintext import check_plaintext, install_option
+from .remote import REMOTE_PROVISIONER, remote_options
 
 __all__ = ["check_kernelspecs"]
 
@@ -46,6 +48,7 @@ def check_kernelspecs() -> Iterator[Finding]:
             f"{PYTHON} -m curve_kernel install",
         )
     yield from _shadowed(manager, {name: Path(folder) for name, folder in shown.items()})
+    yield from check_plaintext(manager, shown)
     elsewhere = [name for name, folder in shown.items() if not Path(folder).is_relative_to(sys.prefix)]
     if not elsewhere and not _is_installed("jupyter_server"):
         yield Finding(
@@ -62,6 +65,13 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
     try:
         spec = KernelSpec.from_resource_dir(str(folder))
         provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
+        if provisioner == ATTACH_PROVISIONER:
+            yield _attached(Attached.read(folder))
+            return
+        if provisioner == REMOTE_PROVISIONER:
+            config = spec.metadata["kernel_provisioner"].get("config", {})
+            yield _remote(name, folder, {"engine": "ssh", **config})
+            return
         executable = _executable(spec.argv[0])
     except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
         yield Finding(
@@ -93,6 +103,22 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
     if Path(executable).name in _NO_PYTHON:
         asked = " (a wrapper, not run)"
     yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}{asked}, started {how}")
+
+
+def _remote(name: str, folder: Path, config: dict[str, Any]) -> Finding:
+    place = config.get("host") or "Slurm"
+    look = f"python -m curve_kernel doctor {remote_options(config)}"
+    message = f"{name} in {folder} starts a kernel on another machine, {place}; look at that by: {look}"
+    return Finding("kernelspecs", "ok", message)
+
+
+def _attached(spec: Attached) -> Finding:
+    state = spec.state()
+    message = f"{spec.name} joins the kernel of {spec.file}, which {state}"
+    if state == RUNS:
+        return Finding("kernelspecs", "ok", message)
+    command = f"{PYTHON} -m curve_kernel uninstall --name {shlex.quote(spec.name)}"
+    return Finding("kernelspecs", "warning", message, command)
 
 
 def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:
@@ -134,15 +160,9 @@ def _executable(name: str) -> str:
 
 def _reinstall(name: str, folder: Path, spec: Any) -> str:
     """Return the command that replaces a kernelspec where it is."""
-    if folder.is_relative_to(jupyter_data_dir()):
-        where = "--user"
-    elif folder.is_relative_to(sys.prefix):
-        where = "--sys-prefix"
-    else:
-        where = f"--prefix {shlex.quote(str(folder.parents[3]))}"
     display_name = shlex.quote(spec.display_name)
     return (
-        f"{PYTHON} -m curve_kernel install {where} --name {shlex.quote(name)}"
+        f"{PYTHON} -m curve_kernel install {install_option(folder)} --name {shlex.quote(name)}"
         f" --display-name {display_name}"
     )
 

@@ -20,6 +20,7 @@ from .. import keys, sockets
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import load_identity
+from ..keys.ticket import ticket_pair
 from ..wire import read_mechanism
 from .handshake import (
     ChannelNotForViewersError,
@@ -47,8 +48,7 @@ _DISCONNECTIONS = 5
 class _CurveClient(KernelClient):
     """What the three clients share; mixed into jupyter_client's classes.
 
-    Once started, a client goes on watching its connections. No thread does it: a call that waits
-    for the kernel looks at them twice a second.
+    Once started, a client watches its connections: a call that waits for the kernel does so.
     """
 
     client_keys = Instance(
@@ -106,15 +106,15 @@ class _CurveClient(KernelClient):
                 "the connection file has a field of the wrong kind",
                 "get the connection file that the kernel or its launcher wrote",
             ) from None
+        self.client_keys = self.client_keys or ticket_pair(info)
         self.curve_publickey = found["curve_publickey"]
         self.curve_secretkey = found.get("curve_secretkey")
 
     def _own_keys(self) -> KeyPair:
         if self.client_keys is None:
-            if self.curve_publickey is not None and self.curve_secretkey is not None:
-                self.client_keys = KeyPair(self.curve_publickey, self.curve_secretkey)
-            else:
-                self.client_keys = load_identity() or KeyPair.generate()
+            public_key, secret_key = self.curve_publickey, self.curve_secretkey
+            held = KeyPair(public_key, secret_key) if public_key and secret_key else None
+            self.client_keys = held or load_identity() or KeyPair.generate()
         own: KeyPair = self.client_keys
         return own
 
@@ -124,12 +124,12 @@ class _CurveClient(KernelClient):
                 "no server key is known, so nothing can be encrypted",
                 "load a connection file that has curve_publickey",
             )
-        own = self._own_keys()
         socket: zmq.Socket[Any] = self.context.socket(channel_socket_types[channel])
         socket.linger = 1000
         if identity:
             socket.identity = identity
-        sockets.make_client(socket, own, self.curve_publickey)
+        socket.ipv6 = ":" in self.ip
+        sockets.make_client(socket, self._own_keys(), self.curve_publickey)
         if self._new_handshakes is not None:
             self._new_handshakes.append(Handshake(channel, socket))
         try:

@@ -205,7 +205,11 @@ class PortlessDebugger(debugger.Debugger):
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             self.log.error("The debugger does not start: %s belongs to somebody else", folder)
             return False
-        folder.chmod(0o700)  # before 7.0 upstream leaves it to the umask, and code is dumped into it
+        try:
+            # Before 7.0 upstream leaves it to the umask, and code is dumped into it.
+            folder.chmod(0o700)
+        except OSError as error:
+            self.log.warning("The mode of %s can't be made 0700: %s", folder, error.strerror)
         with replaced(debugpy, listen=self._stream.listen):
             started = bool(super().start())
         if not started:

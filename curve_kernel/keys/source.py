@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
+import select
 import shlex
 import stat
 import sys
@@ -52,6 +54,7 @@ class EnvironmentSecret:
         if self._secret is not None and self._secret.startswith(f"{PIPE}/"):
             self._pipe = self._secret.removeprefix(PIPE)
             self._secret = _read_pipe(self._pipe)
+        self._piped = None if self._file is None else _read_descriptor(self._file)
 
     def __repr__(self) -> str:
         return "EnvironmentSecret(<hidden>)"
@@ -80,7 +83,10 @@ class EnvironmentSecret:
             secret_key = parse(self._secret, f"${SECRETKEY_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_VARIABLE}"))
         if self._file is not None:
-            secret_key = _read_secret_file(self._file)
+            if self._piped is None:
+                secret_key = _read_secret_file(self._file)
+            else:
+                secret_key = parse(self._piped.strip(), f"the pipe in ${SECRETKEY_FILE_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_FILE_VARIABLE}"))
         if not pairs:
             return None
@@ -151,6 +157,24 @@ def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
         if text.startswith(name + b"="):
             yield address, len(text)
         index += 1
+
+
+def _read_descriptor(path: str) -> bytes | None:
+    """Read and close the pipe that *path* names as ``/dev/fd/NUMBER``; None if it is something else.
+
+    Now, since a pipe can be read once only, and the kernel's children would inherit what is left in it.
+    """
+    named = re.fullmatch(r"/dev/fd/(\d{1,5})", path)
+    try:
+        if named is None or not stat.S_ISFIFO(os.fstat(int(named[1])).st_mode):
+            return None
+        descriptor = int(named[1])
+        # Its writer wrote before it started this process.
+        found = os.read(descriptor, 128) if select.select([descriptor], [], [], 0)[0] else b""
+        os.close(descriptor)
+    except OSError:
+        return None
+    return found
 
 
 def _read_secret_file(path: str) -> bytes:

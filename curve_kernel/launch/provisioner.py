@@ -15,12 +15,14 @@ import jupyter_client
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
-from traitlets import Bool, CaselessStrEnum
+from traitlets import Bool, CaselessStrEnum, List, TraitError, Unicode, default
 
 from .. import connection_file, keys, sockets
 from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
+from ..distribution import Distribution, distribution_for, how_to_encrypt, site_plaintext_kernels
 from ..errors import CurveKernelError
+from ..folders import NoFolderError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
@@ -65,13 +67,21 @@ class CurveProvisioner(LocalProvisioner):
     """
 
     key_distribution = CaselessStrEnum(
-        ["env", "file"],
-        default_value="env",
+        ["env", "file", "auto"],
         config=True,
         help="""How the kernel learns its secret key: 'env' hands it over in
         $JUPYTER_CURVE_SECRETKEY, and the connection file holds the public key only; 'file' writes
-        both keys into the connection file, for kernels that look for them there. If this is not set,
+        both keys into the connection file, for kernels that look for them there; 'auto' is 'env' for
+        a kernelspec that starts curve_kernel, 'file' for one that advertises curve, and starts no
+        other. The default is 'env' for a kernelspec that names this provisioner, and 'auto' for one
+        that gets it by $JUPYTER_DEFAULT_PROVISIONER_NAME. If this is not set,
         the variable names a pipe for a kernel that a wrapper starts.""",
+    )
+    plaintext_kernels = List(
+        Unicode(),
+        config=True,
+        help="""The kernelspecs that 'auto' starts although they can't encrypt, in plaintext, with a
+        warning in the log each time. Set it in jupyter_config.json, which counts in every program.""",
     )
     message_signing = Bool(
         True,
@@ -80,6 +90,8 @@ class CurveProvisioner(LocalProvisioner):
     )
 
     _keys: KeyPair | None = None
+    _distribution: Distribution | None = None
+    """How this kernel gets its keys; None where it runs in plaintext, which a site has allowed."""
     _allowlist: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -87,12 +99,23 @@ class CurveProvisioner(LocalProvisioner):
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
             raise StartError(
                 f"the curve-provisioner has no option {', '.join(unknown)}",
-                "in its kernelspec's config there can be key_distribution and message_signing",
+                "in its kernelspec's config there can be key_distribution, message_signing and"
+                " plaintext_kernels",
             )
         super().__init__(**kwargs)
         # Who asks for it by name gets the variable, whatever the kernel is started by.
         self._by_variable = "key_distribution" in kwargs
         self._held_ports, self._handover = HeldPorts(), Handover()
+
+    @default("key_distribution")
+    def _default_key_distribution(self) -> str:
+        metadata = self.kernel_spec.metadata if self.kernel_spec else {}
+        named = "provisioner_name" in metadata.get("kernel_provisioner", {})
+        return "env" if named or not self.kernel_spec else "auto"
+
+    @default("plaintext_kernels")
+    def _default_plaintext_kernels(self) -> list[str]:
+        return site_plaintext_kernels()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
@@ -104,6 +127,9 @@ class CurveProvisioner(LocalProvisioner):
                 "the curve-provisioner has no kernel manager to give its keys to",
                 "start the kernel through a jupyter_client KernelManager",
             )
+        self._distribution = self._choose_distribution(km)
+        if self._distribution is None:
+            return await super().pre_launch(**kwargs)
         arguments = [*km.kernel_spec.argv, *(kwargs.get("extra_arguments") or ())]
         if not any("{connection_file}" in argument for argument in arguments):
             raise StartError(
@@ -119,7 +145,7 @@ class CurveProvisioner(LocalProvisioner):
         km.curve_publickey = km.curve_secretkey = None
         kwargs = await super().pre_launch(transport_encryption="disabled", **kwargs)
         public_key, secret_key = self._keys.public_key.decode(), self._keys.secret_key.decode()
-        if self.key_distribution == "file":
+        if self._distribution == "file":
             connection_file.update(
                 km.connection_file,
                 {"curve_publickey": public_key, "curve_secretkey": secret_key},
@@ -132,13 +158,31 @@ class CurveProvisioner(LocalProvisioner):
         self._held_ports.hold(km.transport, km.ip, km.ports)
         return kwargs
 
+    def _choose_distribution(self, km: Any) -> Distribution | None:
+        if self.key_distribution != "auto":
+            return self.key_distribution  # type: ignore[no-any-return]
+        name = km.kernel_name
+        if distribution := distribution_for(km.kernel_spec):
+            return distribution
+        try:
+            allowed = {allowed.lower() for allowed in self.plaintext_kernels}
+        except TraitError as error:
+            raise StartError(f"kernel {name} does not start: {error}") from None
+        if name.lower() not in allowed:
+            raise StartError(
+                f"kernel {name} does not start: it can't encrypt, as its kernelspec neither starts"
+                " curve_kernel nor advertises curve",
+                how_to_encrypt(name, km.kernel_spec),
+            )
+        self.log.warning("Kernel %s speaks PLAINTEXT: it is listed in plaintext_kernels", name)
+        return None
+
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel process, with the secret key in its environment for ``env``."""
-        assert self._keys is not None
         env = dict(kwargs.pop("env", os.environ))
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
             env.pop(variable, None)
-        if self.key_distribution == "env":
+        if self._distribution == "env":
             env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
         self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
@@ -168,10 +212,13 @@ class CurveProvisioner(LocalProvisioner):
             If the kernel ended because its list of clients can't be trusted, or its control port does
             not speak CURVE with the key pair that it was given. The kernel has been ended then.
         """
+        if self._distribution is None:
+            await super().post_launch(**kwargs)
+            return
         assert self._keys is not None
         try:
             await super().post_launch(**kwargs)
-            if self.key_distribution == "env":
+            if self._distribution == "env":
                 km = self._set_manager_keys()
                 km._close_control_socket()
                 km._connect_control_socket()
@@ -229,7 +276,9 @@ class CurveProvisioner(LocalProvisioner):
             )
         return StartError(
             f"kernel {name} ignores its CURVE keys, so it was ended: its port speaks {mechanism}",
-            "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
+            "its kernelspec promises curve: upgrade what it starts (ipykernel encrypts from 7.3 on)"
+            if self._distribution == "file"
+            else "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
         )
 
     def _allowlist_problem(self) -> CurveKernelError | None:
@@ -285,9 +334,12 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
     if options.mode != "allowlist":
         return None
     if options.folder:
-        return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
+        return Path(cwd or Path.cwd(), os.path.expanduser(options.folder))  # noqa: PTH111
     same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
-    return curve_folder() if same else None
+    try:
+        return curve_folder() if same else None
+    except NoFolderError:
+        return None
 
 
 def _require_jupyter_client() -> None:

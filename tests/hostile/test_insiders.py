@@ -10,11 +10,14 @@ import random
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import flood
 import pytest
 import zmq
 from support import run_code, wait_for
@@ -345,6 +348,66 @@ def test_an_owner_keeps_every_connection_whoever_crowds_the_heartbeat(kernel: Vi
         peer.socket.close()
 
 
+def test_nobody_takes_another_clients_prompts_and_replies(kernel: Victim) -> None:
+    """By its routing id, which is the session that iopub shows."""
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+
+        def thief(channel: str) -> zmq.Socket[bytes]:
+            made = stack.enter_context(context.socket(zmq.DEALER))
+            made.linger = 0
+            made.identity = kernel.client.session.bsession
+            made.curve_publickey, made.curve_secretkey = keys(kernel.owner)
+            made.curve_serverkey = kernel.server_key.encode()
+            monitor = stack.enter_context(made.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+            made.connect(f"tcp://127.0.0.1:{getattr(kernel.km, f'{channel}_port')}")
+            assert monitor.poll(30_000)
+            return made
+
+        def prompted(_: str) -> None:
+            thieves.append(thief("stdin"))
+            kernel.client.input("secret")
+
+        thieves = [thief(channel) for channel in ("shell", "control", "stdin")]
+        code = "name = input('password: '); name == 'secret' or wrong"
+        reply = kernel.client.execute_interactive(
+            code, timeout=30, allow_stdin=True, stdin_hook=prompted, output_hook=lambda _: None
+        )
+        assert reply["content"]["status"] == "ok"
+        kernel.client.kernel_info(reply=True, timeout=30)
+        assert not any(made.poll(300) for made in thieves)
+
+
+def test_a_further_client_of_the_manager_takes_over_its_session_as_in_stock() -> None:
+    with victim() as kernel:
+        olga = BlockingKernelClient(client_keys=kernel.owner)
+        olga.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
+        further = kernel.km.client()
+        for client in (olga, further):
+            client.start_channels()
+            client.wait_for_ready(timeout=30)
+        assert run_code(further, "print(6 * 7)") == ("ok", "42\n")
+        assert run_code(olga, "print(6 * 7)") == ("ok", "42\n")
+        further.stop_channels()
+        olga.stop_channels()
+
+
+def test_strangers_that_send_while_a_cell_holds_the_interpreter_lock(kernel: Victim) -> None:
+    """Nothing in Python can disconnect them meanwhile."""
+    before, most = kernel.process.memory_info().rss, 0.0
+    port = str(kernel.km.shell_port)
+    kernel.client.execute("import ctypes; ctypes.PyDLL(None).sleep(5)")
+    command = [sys.executable, flood.__file__, "huge", "4", kernel.server_key, port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attacker:
+        while attacker.poll() is None:
+            most = max(most, grown(kernel, before))
+            time.sleep(0.02)
+        assert attacker.stdout is not None
+        sent = int(attacker.stdout.read())
+    figure("strangers while the lock is held", kernel.name, grown_mib=round(most), sent_mib=sent)
+    assert sent > 50
+    assert most < 128
+
+
 SOCKETS_OF_THE_USER = """
 import socket, time
 end = time.monotonic() + 5
@@ -381,9 +444,9 @@ def test_what_user_code_opens_is_never_shut_down() -> None:
 
 def user_code_under_attack(kernel: Victim) -> None:
     stop = threading.Event()
+    ports = list(kernel.channels.values())
 
     def attack() -> None:
-        ports = list(kernel.channels.values())
         turn = 0
         while not stop.is_set():
             held: list[Any] = []

@@ -109,7 +109,7 @@ def test_a_wrapper_does_not_keep_the_secret(temporary, wrapper):
             environment = Path(f"/proc/{process.pid}/environ").read_bytes()
             assert km.curve_secretkey not in environment
         assert b"JUPYTER_CURVE" not in environment
-        code = "import os; [name for name in os.environ if 'CURVE' in name]"
+        code = "import os; [name for name in os.environ if 'JUPYTER_CURVE' in name]"
         assert run_code(client, code) == ("ok", "[]")
         assert not any(file.is_fifo() for file in Path(km.connection_file).parent.iterdir())
         assert holding(km.curve_secretkey) == []
