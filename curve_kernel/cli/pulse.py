@@ -64,7 +64,7 @@ class WholeSession(Session):
     """Looks whether a message is whole before it says that the signature is wrong."""
 
     def deserialize(self, msg_list: list[Any], content: bool = True, copy: bool = True) -> Any:
-        """Return the message that the frames are; a few of them are malformed, whatever their signature."""
+        """Return the message that the frames are; too few are malformed, whatever the signature."""
         if len(msg_list) < 5 or not json.loads(bytes(msg_list[1])).get("msg_type"):
             raise ValueError("a malformed message")
         return super().deserialize(msg_list, content, copy)
