@@ -72,9 +72,15 @@ _KEY = re.compile(rf"(?:(?<!{_Z85})|(?<=[=:(]))(?!{_PLAIN}){_Z85}{{38,42}}(?!{_Z
 
 def without_keys(text: str) -> str:
     """Return *text* without what has a key's form and names no file: it may be a secret key."""
+    parts = _OPTION.split(_without_keys(text))
+    return "".join(map(_without_keys, parts))
+
+
+def _without_keys(text: str) -> str:
     return _KEY.sub(lambda found: found[0] if _is_path(found[0]) else _HIDDEN, text)
 
 
+_OPTION = re.compile(r"(--[A-Za-z]+\.)")
 _HIDDEN = "(hidden: it has the form of a key)"
 
 

@@ -17,7 +17,7 @@ import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
-from .errors import CurveKernelError
+from .errors import CurveKernelError, without_keys
 from .wire import read_mechanism
 
 __all__ = [
@@ -179,7 +179,7 @@ def read_kernel(path: str) -> KernelStatus:
         kernel.problem = f"connection file {path} {reason}"
         return kernel
     name = info.get("kernel_name")
-    kernel.kernel_name = name if isinstance(name, str) else ""
+    kernel.kernel_name = without_keys(name) if isinstance(name, str) else ""
     kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
     kernel.hmac_key_in_file = bool(info.get("key"))
     return kernel

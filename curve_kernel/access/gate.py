@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -166,12 +166,11 @@ class Gate:
         if self.record is not None:
             self.record.close()
 
-    @contextlib.contextmanager
-    def closing(self) -> Iterator[None]:
-        """Do so, and once they are closed, in the block, see that no forked process keeps them open."""
-        with shut_down_at_end(self._monitor.listening()):
-            self.close()
-            yield
+    def closing(self) -> AbstractContextManager[None]:
+        """Do so; after the block, in which they are closed, no forked process keeps them open."""
+        ending = shut_down_at_end(self._monitor.listening())
+        self.close()
+        return ending
 
 
 def _within_open_files(limits: Limits) -> Limits:
