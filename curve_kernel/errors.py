@@ -80,7 +80,7 @@ def _without_keys(text: str) -> str:
     return _KEY.sub(lambda found: found[0] if _is_path(found[0]) else _HIDDEN, text)
 
 
-_OPTION = re.compile(r"(--[A-Za-z]+\.)")
+_OPTION = re.compile(r"(?<![^\s'\"])(--[A-Za-z]+\.)")
 _HIDDEN = "(hidden: it has the form of a key)"
 
 
