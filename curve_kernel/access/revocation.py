@@ -68,7 +68,7 @@ class Revocation:
         left = self._policy.seconds_left()
         if self._due() <= 0 or (left is not None and left <= 0):
             self._told, self._looked = False, monotonic()
-            self._policy.look()
+            self._told = not self._policy.look()
         if self._done != self._policy.looks:
             self._done = self._policy.looks
             ended = self._enforcer.hold_against_list()
