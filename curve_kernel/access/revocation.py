@@ -66,8 +66,8 @@ class Revocation:
     def check(self) -> None:
         """Look at the list if that is due, and disconnect who is not accepted any more."""
         left = self._policy.seconds_left()
-        ended = left is not None and left <= 0 and not self._told
-        if self._due() <= 0 or ended:
+        is_over = left is not None and left <= 0 and not self._told
+        if self._due() <= 0 or is_over:
             self._looked = monotonic()
             self._told = not self._policy.look()
         if self._done != self._policy.looks:
