@@ -198,11 +198,12 @@ def test_a_list_that_is_replaced_as_a_whole(tmp_path, replace, inotify):
 
 
 def test_an_access_ends_by_itself(kernel):
-    end = datetime.now(timezone.utc) + timedelta(seconds=2)
-    kernel.list("vera", "viewer", until=end.replace(microsecond=0))
-    end = end.replace(microsecond=0).timestamp()
+    kernel.list("vera", "viewer", until=datetime.now(timezone.utc) + timedelta(hours=1))
     kernel.list("olga")
     with kernel.member("vera", "iopub") as vera, kernel.member("olga") as olga:
+        moment = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(seconds=2)
+        kernel.list("vera", "viewer", until=moment)
+        end = moment.timestamp()
         wait_for("the end", lambda: vera.is_out(), 20)
         ended = time.time() - (time.monotonic() - vera.lost["iopub"])
         assert -0.2 < ended - end < SECONDS
