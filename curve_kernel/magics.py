@@ -229,7 +229,7 @@ class CurveMagics(Magics):
     def connect_info(self, _line: str) -> None:
         """Print the connection file without its secrets: a notebook keeps its outputs."""
         path = get_connection_file()
-        info = connection_file.read(path)
+        info = connection_file.read(path, trusted=False)
         hidden = [field for field in ("key", "curve_secretkey") if info.pop(field, None)]
         print(json.dumps(info, indent=2))  # noqa: T201
         if hidden:

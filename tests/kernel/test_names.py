@@ -204,6 +204,7 @@ MEANT: dict[str, set[str]] = {
         "curve_secretkey",
         "hb_channel",
         "hb_channel_class",
+        "load_connection_file",
         "load_connection_info",
         "start_channels",
         "stop_channels",
