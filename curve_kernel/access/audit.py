@@ -125,6 +125,8 @@ class AuditLog:
             if line not in self._dropped:
                 self._dropped = {*list(self._dropped)[-_KEPT:], line}
                 self._log.warning(line)
+                if self._record is not None and message is None:
+                    self._record.event("rejected", channel, **_of(peer), reason=str(reason))
         if self._record is not None and message is not None:
             self._record.request(channel, message, **_of(peer), reason=str(reason))
 

@@ -121,7 +121,7 @@ class Gate:
         if user_id is None:
             return None
         speaker = self.policy.speaker(channel, user_id)
-        if speaker.reason is not None:
+        if speaker.reason is not None and channel != "iopub":  # where libzmq unsubscribes who leaves
             self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
