@@ -67,7 +67,7 @@ def ssh_processes(host: FarHost) -> int:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        found += words[0] == b"ssh" and str(host.folder).encode() in b" ".join(words)
+        found += words[0].startswith(b"ssh") and str(host.folder).encode() in b" ".join(words)
     return found
 
 

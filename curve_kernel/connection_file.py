@@ -14,7 +14,7 @@ from typing import Any
 from jupyter_client.connect import port_names
 from traitlets.utils import filefind
 
-from . import files
+from . import files, trust
 from .errors import CurveKernelError
 
 __all__ = [
@@ -31,18 +31,29 @@ __all__ = [
 ]
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], *, trusted: bool = True) -> dict[str, Any]:
     """Return the content of the connection file at *path*.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    trusted : bool
+        Whether keys or addresses in it are to be used: then nobody but this user and root may be
+        able to write the file or its folder. Whoever can would lead this user to any kernel.
 
     Raises
     ------
     CurveKernelError
-        If it can't be read, or is not a JSON object.
+        If it can't be read, can't be trusted, or is not a JSON object.
     """
     hint = "name a connection file that a Jupyter launcher or a kernel wrote"
     name = f"connection file {os.fspath(path)}"
     try:
-        content = json.loads(files.read(path)[0])
+        text, status = files.read(path)
+        if trusted and (problem := trust.file_problem("connection file", os.fspath(path), status)):
+            raise problem
+        content = json.loads(text)
     except OSError as error:
         can = "may not" if isinstance(error, PermissionError) else "can't"
         raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
@@ -105,7 +116,7 @@ def create_folder(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     CurveKernelError
-        If it can't be made, or *path* can't be the name of a file.
+        If it can't be made, others may write it, or *path* can't be the name of a file.
     """
     if os.path.lexists(path):
         read(path)
@@ -118,6 +129,8 @@ def create_folder(path: str | os.PathLike[str]) -> None:
             f"connection file {os.fspath(path)} can't be made: {error.strerror}",
             "name a connection file in a folder that you can write",
         ) from None
+    if problem := trust.folder_problem("connection file", os.fspath(path)):
+        raise problem
 
 
 def _not_written(path: str | os.PathLike[str], error: OSError) -> CurveKernelError:

@@ -10,11 +10,12 @@ Neither line ever holds a secret key, nor the text that was given in place of on
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = ["CurveKernelError", "fail", "suggest"]
+__all__ = ["CurveKernelError", "fail", "printable", "suggest", "without_keys"]
 
 
 class CurveKernelError(Exception):
@@ -41,8 +42,38 @@ def fail(error: CurveKernelError) -> NoReturn:
     """Print *error* on standard error and leave with status 1."""
     for kind, text in (("error", error.message), ("hint", error.hint)):
         if text:
-            print(f"curve_kernel: {kind}: {' '.join(text.splitlines())}", file=sys.stderr)  # noqa: T201
+            print(f"curve_kernel: {kind}: {printable(' '.join(text.splitlines()))}", file=sys.stderr)  # noqa: T201
     sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """Return *text* with an escape in place of whatever steers a terminal or can't be printed.
+
+    For everything that others wrote: names of files, values in them, what another program answered. A
+    byte that is not UTF-8 is shown as such.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode's
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+# 32 bytes: in Z85, where a character may be too many or lack, and in hexadecimal.
+_Z85 = r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]"
+_KEY = re.compile(
+    rf"(?<!{_Z85}){_Z85}{{38,42}}(?!{_Z85})|(?<![0-9a-zA-Z])[0-9a-fA-F]{{62,66}}(?![0-9a-zA-Z])"
+)
+
+
+def without_keys(text: str) -> str:
+    """Return *text* without what has a key's form: what was given where a key does not belong."""
+    return _KEY.sub("(hidden: it has the form of a key)", text)
 
 
 def suggest(word: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:

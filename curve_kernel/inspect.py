@@ -165,7 +165,7 @@ def read_kernel(path: str) -> KernelStatus:
     except OSError:
         pass  # it is said below
     try:
-        info = connection_file.read(path)
+        info = connection_file.read(path, trusted=False)
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
             for name in ("shell_port", "control_port", "stdin_port", "iopub_port", "hb_port")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
+from datetime import datetime
 from os import urandom
 from time import time
 from typing import NamedTuple
@@ -195,10 +196,11 @@ class Policy:
             self.requests.clear()
         self.requests[speaker.peer.public_key] = kind, time()
 
-    def client(self, key: str) -> Client | None:
-        """Return the client with that key, by the last look."""
-        found = self._look.listed.get(key.encode())
-        return found[0] if found is not None else None
+    def ends(self) -> dict[str, datetime]:
+        """Return by public key when the access of a listed client ends, if it does."""
+        return {
+            client.public_key.decode(): client.until for client in self._look.ending if client.until
+        }
 
 
 def _plain(name: str) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic
 
+from ipykernel.connect import get_connection_file
+
+from ..receipts import tell
 from .allowlist import ROLES
 from .enforcer import Enforcer
 from .policy import Policy
@@ -67,8 +71,16 @@ class Revocation:
             self._policy.look()
         if self._done != self._policy.looks:
             self._done = self._policy.looks
-            self._enforcer.hold_against_list()
+            ended = self._enforcer.hold_against_list()
+            tell(self._policy.clients.folder, _connection_file(), ended)
 
     def close(self) -> None:
         """Stop watching."""
         self._watch.close()
+
+
+def _connection_file() -> str:
+    try:
+        return Path(get_connection_file()).name
+    except RuntimeError:  # it starts or ends
+        return "a kernel"

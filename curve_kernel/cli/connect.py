@@ -46,7 +46,7 @@ def find(name: str | None) -> str:
     ----------
     name : str or None
         A path, the file's name or a part of it; None is any kernel in Jupyter's runtime folder. A name
-        without a folder is looked for here, too, where only files of this user count.
+        without a folder is looked for here, too. What others may write does not count.
 
     Raises
     ------
@@ -62,11 +62,9 @@ def find(name: str | None) -> str:
     if not files:
         if name is None:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
-        if Path(name).is_file():
-            raise CurveKernelError(
-                f"connection file {name} belongs to another user, who could lead you to any kernel",
-                f"if you trust its owner, name it with its folder: {Path(os.curdir, name).absolute()}",
-            )
+        for path in (Path.cwd() / name, Path(jupyter_runtime_dir()) / name):
+            if path.is_file():
+                connection_file.read(path)  # says why it does not count
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
         kernels = inspect_kernels(files)
@@ -91,23 +89,18 @@ def _fitting(name: str | None) -> list[str]:
     if name is None:
         return _by_time(file for file in runtime.glob("*.json") if _is_connection_file(file))
     if "*" not in name:
-        exact = [file for file in (here / name, runtime / name) if file.is_file()]
-        exact = [file for file in exact if file.parent == runtime or _is_own(file)]
+        exact = [file for file in (here / name, runtime / name) if _is_connection_file(file)]
         if exact:
             return _by_time(exact)
         name = f"*{name}*"
     pattern = name if name.endswith(".json") else f"{name}.json"
     found = {file for file in runtime.glob(pattern) if _is_connection_file(file)}
-    found |= {file for file in here.glob(pattern) if _is_own(file) and _is_connection_file(file)}
+    found |= {file for file in here.glob(pattern) if _is_connection_file(file)}
     return _by_time(found)
 
 
-def _is_own(file: Path) -> bool:
-    return file.stat().st_uid == os.geteuid()
-
-
 def _is_connection_file(file: Path) -> bool:
-    # A server's files are in the runtime folder, too.
+    # A server's files are in the runtime folder, too. And what others may write does not count.
     try:
         return "shell_port" in connection_file.read(file)
     except CurveKernelError:

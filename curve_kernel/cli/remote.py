@@ -242,13 +242,13 @@ class _FarSide:
                 command = self._pip_install()
             return [*found, Finding("python", "failure", problem.message, command)]
         found.append(self._version(where, version, said["python"]))
-        off = max(before - clock, clock - after, 0)
-        if off > _CLOCK:
-            message = f"the clock of {where} is {off:.0f} s off from this one's"
-            found.append(Finding("clocks", "warning", message, "# set both by NTP: timedatectl"))
-        else:
-            found.append(Finding("clocks", "ok", f"the clocks here and on {where} agree"))
-        return found
+        return [*found, self._clock(where, max(before - clock, clock - after))]
+
+    def _clock(self, where: str, off: float) -> Finding:
+        if off <= _CLOCK:
+            return Finding("clocks", "ok", f"the clocks here and on {where} agree")
+        message = f"the clock of {where} is {off:.0f} s off from this one's"
+        return Finding("clocks", "warning", message, "# set both by NTP: timedatectl")
 
     def _version(self, where: str, version: str, python: str) -> Finding:
         message = f"{self._python} on {where} is Python {python} with curve_kernel {version}"
@@ -294,6 +294,8 @@ class _FarSide:
             ready = await engine.launch(arguments, provisioner.start_timeout, lambda _: None)
             if self._slurm:
                 found.append(self._version(engine.where, ready.version, ready.python))
+                # The line has waited until it was looked for.
+                found.append(self._clock(engine.where, abs(time.time() - ready.time) - _CLOCK))
             address = f"{ready.hostname} listens on {ready.ip}"
             ip, port = self._config.get("reach") or ready.ip, ready.launcher_port
             if provisioner.network == "tunnel" and self._ssh is not None:

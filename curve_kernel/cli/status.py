@@ -114,7 +114,9 @@ def _in_runtime_folder() -> Iterable[tuple[float, str]]:
     for path in paths:
         with contextlib.suppress(OSError, CurveKernelError):
             # A kernel may be started with a file of any name, and servers have theirs here too.
-            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
+            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(
+                path, trusted=False
+            ):
                 yield _modified(path), str(path)
 
 

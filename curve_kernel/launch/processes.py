@@ -11,13 +11,14 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import CurveKernelError
 
-__all__ = ["Done", "environment", "run", "run_now"]
+__all__ = ["Done", "environment", "interruptible", "run", "run_now"]
 
 _INTERVAL = 0.02
 _OUTPUT = 1 << 16
@@ -40,6 +41,23 @@ class Done:
         """The last line that it said on standard error."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit status {self.status}"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt inside, so that what was started is ended.
+
+    jupyter_client's console applications give SIGINT its default before they start a kernel.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    changed = main and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if changed:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if changed:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment() -> dict[str, str]:

@@ -24,6 +24,7 @@ from .client_keys import use_client_keys
 from .engines import Engine, Ready
 from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
+from .processes import interruptible
 from .provisioner import StartError
 from .slurm import SlurmEngine
 from .ssh import Ssh, SshEngine
@@ -144,26 +145,31 @@ class RemoteProvisioner(KernelProvisionerBase):
         atexit.register(self._abandon)
         self._wanted = True
         try:
-            if self._ready is None or self._link is None or not await self._is_there():
-                await self._end_launcher()
-                atexit.register(self._abandon)
-                await self._start_launcher()
-            await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"))
+            with interruptible():
+                if self._ready is None or self._link is None or not await self._is_there():
+                    await self._end_launcher()
+                    atexit.register(self._abandon)
+                    await self._start_launcher()
+                await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"))
         except (CurveKernelError, asyncio.CancelledError) as error:
             await self._end_launcher()
             if isinstance(error, CurveKernelError) and not isinstance(error, StartError):
                 raise StartError(error.message, error.hint) from None
             raise
         self._running = True
-        return self.connection_info
-
-    async def post_launch(self, **kwargs: Any) -> None:
-        """Give the manager its keys, and other clients the kernel's public one."""
-        await super().post_launch(**kwargs)
+        # Before the manager connects, or it would first try in plaintext. What it compares with the
+        # connection file is not changed, which has no pair.
         assert self._pair is not None
         assert self._ready is not None
         km: Any = self.parent
         use_client_keys(km, self._pair, self._ready.server_key)
+        return self.connection_info
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Give other clients the kernel's public key."""
+        await super().post_launch(**kwargs)
+        assert self._ready is not None
+        km: Any = self.parent
         connection_file.update(km.connection_file, {"curve_publickey": self._ready.server_key.decode()})
 
     async def poll(self) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import re
 import shutil
@@ -17,60 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from members import Member
-from support import client_of, connection_info, headless, run_code, wait_for
-from test_authorization import ALLOWLIST, handshake
+from members import ALLOWLIST, SECONDS, Kernel, Member, listed_kernel
+from support import headless, run_code, wait_for
+from test_authorization import handshake
 
 from curve_kernel.keys import KeyPair
 from curve_kernel.keys.certificates import load_identity, write_certificate
 
-SECONDS = 2.0
 PRINTS = "import time\nfor i in range({0}):\n    print('line', i); time.sleep(0.1)"
-
-
-class Kernel:
-    """A running kernel, its manager's client, its log and its list."""
-
-    def __init__(self, info: dict[str, Any], client: Any, log: Path, folder: Path) -> None:
-        self.info, self.client, self.log, self.folder = info, client, log, folder
-        self.keys: dict[str, KeyPair] = {}
-        self.manager: KeyPair | None = None
-
-    def list(self, name: str, role: str = "owner", **kwargs: Any) -> KeyPair:
-        keys = self.keys.setdefault(name, KeyPair.generate())
-        write_certificate(self.path(name, role), keys.public_key, **kwargs)
-        return keys
-
-    def path(self, name: str, role: str = "owner") -> Path:
-        return self.folder / f"{role}s" / f"{name}.key"
-
-    def member(self, name: str, *channels: str, **kwargs: Any) -> Member:
-        return Member(
-            self.info, self.keys[name], channels or ("shell", "control", "stdin", "iopub"), **kwargs
-        )
 
 
 @pytest.fixture(scope="module", params=["tcp", "ipc"])
 def kernel(request: Any, tmp_path_factory: Any) -> Iterator[Kernel]:
-    tmp_path = tmp_path_factory.mktemp("kernel")
-    folder = tmp_path / "list"
-    for name in ("owners", "viewers"):
-        (folder / name).mkdir(parents=True, mode=0o700)
-    keys = KeyPair.generate()
-    file, log = tmp_path / "kernel.json", tmp_path / "log"
-    info = connection_info(curve_publickey=keys.public_key.decode(), transport=request.param)
-    if request.param == "ipc":
-        info["ip"] = str(tmp_path / "s")
-    file.write_text(json.dumps(info))
-    env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
-    arguments = (ALLOWLIST, "--log-level=INFO", f"--CurveKernelApp.authorized_clients={folder}")
-    with (
-        log.open("w") as stderr,
-        headless(*arguments, file=file, env=env, stderr=stderr) as (_, info),
-        client_of(info, keys) as client,
-    ):
-        kernel = Kernel(info, client, log, folder)
-        kernel.manager = keys
+    with listed_kernel(tmp_path_factory.mktemp("kernel"), request.param) as kernel:
         yield kernel
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from members import Member
 from support import headless
 from test_authorization import ALLOWLIST  # noqa: F401
-from test_revocation import Kernel, kernel  # noqa: F401
+from test_revocation import kernel  # noqa: F401
 
 from curve_kernel.keys import KeyPair
 

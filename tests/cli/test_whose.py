@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from members import Member
 from support import headless, wait_for
@@ -19,6 +21,7 @@ OTHERS = "--ZMQTerminalInteractiveShell.include_other_output=True"
 def test_watch_and_console_show_whose_input_it_was(folder):
     assert run("keygen")[0] == 0
     vera = KeyPair.generate()
+    text = f'public-key = "{vera.public_key.decode()}"\n'
     write_certificate(folder / "owners" / "vera.key", vera.public_key)
     with (
         headless("--allowlist") as (process, info),
@@ -34,7 +37,34 @@ def test_watch_and_console_show_whose_input_it_was(folder):
         console.wait("vera In [1]: 6 * 7\nvera Out[1]: 42")
         console.type("1 + 1", "Enter")
         wait_for("the console's own input", lambda: "olga In [2]: 1 + 1" in watching.screen())
+        shown = member.execute("%curve")
+        member.reply(shown)
+        assert (
+            run("authorize", "-", "--name", "vera", "--role", "owner", "--for", "2h", stdin=text)[0]
+            == 0
+        )
+        member.reply(member.execute("", user_expressions={}))
+        for message in member.messages("iopub", 1):
+            if message["msg_type"] == "execute_result":
+                table = message["content"]["data"]["text/plain"]
+        assert re.search(r"^vera +4 +execute_request +\d\d:\d\d:\d\d$", table, re.M), table
+        assert re.search(r"^olga +\d+ +\w+_request +\d\d:\d\d:\d\d$", table, re.M), table
+        member.execute("%curve")
+        table = ""
+        for message in member.messages("iopub", 60):
+            if message["msg_type"] == "execute_result":
+                table = message["content"]["data"]["text/plain"]
+                break
+        pattern = (
+            r"^vera +4 +execute_request +\d\d:\d\d:\d\d +until [-\d ]*\d\d:\d\d, in (2 h|1 h 59 min)$"
+        )
+        assert re.search(pattern, table, re.M), table
+        assert max(map(len, table.splitlines())) <= 80
         # Out at once, and each of the two says so.
-        assert run("revoke", "olga")[0] == 0
+        status, out, _ = run("revoke", "olga")
+        assert status == 0
+        assert out.startswith("olga can't connect any more.")
+        # The console's four channels and its heartbeat, and two of watch.
+        assert f"7 connections are ended: kernel-{process.pid}.json" in out
         for terminal in (watching, console):
             assert "not authorized" in terminal.wait("status 1")

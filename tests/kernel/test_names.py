@@ -189,6 +189,8 @@ MEANT: dict[str, set[str]] = {
     "ThreadedKernelClient": {"is_alive"},
     "UninstallApp": {"name"},
     "WatchApp": {"name"},
+    "_File": {"emit"},
+    "_Schemas": {"validate_event"},
     "_CurveClient": {
         "_async_execute_interactive",
         "_async_get_control_msg",
@@ -202,6 +204,7 @@ MEANT: dict[str, set[str]] = {
         "curve_secretkey",
         "hb_channel",
         "hb_channel_class",
+        "load_connection_file",
         "load_connection_info",
         "start_channels",
         "stop_channels",

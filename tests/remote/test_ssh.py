@@ -109,6 +109,9 @@ def test_a_session(far, monkeypatch):
         [seen] = json.loads(done.stdout)
         assert (seen["verdict"], seen["secret_key_in_file"]) == ("encrypted", False)
 
+        # Nobody has tried to connect in vain, the manager in plaintext for example.
+        assert "rejected because" not in run_code(client, "%curve")[1]
+
         # Interrupt goes by message.
         request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
         while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
