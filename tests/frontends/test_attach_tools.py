@@ -42,7 +42,9 @@ def test_console_run_execute_qtconsole(tmp_path):
         client.start_channels()
         assert run_code(client, "shared = [0]") == ("ok", "")
 
-        out = tool("console", "--kernel=ours", "--simple-prompt", stdin="shared.append(1)\nexit\n")
+        # Ctrl-D leaves. `exit` is code, which ends the kernel from any front end.
+        options = ("--kernel=ours", "--simple-prompt", "--no-confirm-exit")
+        out = tool("console", *options, stdin="shared.append(1)\n")
         assert "In [" in out
         program = tmp_path / "program.py"
         program.write_text("shared.append(2); print('ran', shared)")
