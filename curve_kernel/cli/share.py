@@ -84,6 +84,8 @@ class ShareApp(Command):
     def run(self, options: argparse.Namespace) -> None:
         """List the client, and print the file; what to know is on standard error."""
         keys.require_curve()
+        if sys.stdout is None:
+            raise CurveKernelError("there is no standard output to print the file to", "add > FILE")
         name, public_key, pair = _client(options)
         end = end_of(options)
         if options.ticket and end is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import signal
 import time
@@ -249,7 +248,8 @@ class _InterruptsOnly:
         self._provisioner = provisioner
 
     def send_multipart(self, frames: list[bytes], **_: Any) -> None:
-        header = json.loads(bytes(frames[2]))  # after the delimiter and the signature
+        km: Any = self._provisioner.parent
+        header = km.session.unpack(frames[2])  # after the delimiter and the signature
         if header["msg_type"] == "interrupt_request":
             self._provisioner.interrupt(frames)
 
