@@ -330,7 +330,9 @@ class Launcher:
         if self._kernel is not None:
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(self._kernel.pid)
-                return [one for one in process.net_connections("tcp") if one.status == state]
+                # Before psutil 6 it has another name.
+                connections = getattr(process, "net_connections", None) or process.connections
+                return [one for one in connections("tcp") if one.status == state]
         return []
 
 
