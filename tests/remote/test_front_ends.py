@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -148,7 +149,9 @@ def test_programs_that_execute_a_notebook(cluster, engine, tmp_path):
             "in.ipynb",
         ],
     }
-    if not subprocess.run([sys.executable, "-c", "import papermill"], capture_output=True).returncode:
+    if engine == "slurm":  # the programs are the same
+        del commands["nbclient"]
+    elif importlib.util.find_spec("papermill"):
         commands["papermill"] = ["-m", "papermill", "-k", "far", "in.ipynb", "out.ipynb"]
     for name, words in commands.items():
         folder = tmp_path / name
