@@ -60,7 +60,7 @@ def sshpyk_spec(host: FarHost) -> None:
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
-def measure(host: FarHost, name: str) -> tuple[float, float, float]:
+def measure(name: str) -> tuple[float, float, float]:
     before = time.perf_counter()
     manager = KernelManager(kernel_name=name)
     manager.start_kernel()
@@ -102,13 +102,11 @@ def main() -> None:
         results: dict[str, list[tuple[float, ...]]] = {name: [] for name in NAMES}
         for _ in range(rounds):
             for name in NAMES:
-                results[name].append(measure(host, name))
+                results[name].append(measure(name))
     print("| |", " | ".join(HEADINGS), "|")
     print("| --- |", " --- |" * len(HEADINGS))
     for name in NAMES:
-        ready, trip, output, processes = (
-            statistics.median(values) for values in zip(*results[name], strict=True)
-        )
+        ready, trip, output = (statistics.median(values) for values in zip(*results[name], strict=True))
         print(f"| {name} | {ready:.2f} s | {1000 * trip:.1f} ms | {1000 * output:.0f} ms |")
 
 
