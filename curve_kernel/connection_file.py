@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     hint = "name a connection file that a Jupyter launcher or a kernel wrote"
     name = f"connection file {os.fspath(path)}"
     try:
-        content = json.loads(files.read(path)[0])
+        content = loads(files.read(path)[0])
     except OSError as error:
         can = "may not" if isinstance(error, PermissionError) else "can't"
         raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
         # The line only: some of the parser's messages quote the file.
-        where = f", see line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        where = f", see line {error.lineno}" if isinstance(error, JSONDecodeError) else ""
         raise CurveKernelError(f"{name} is not JSON{where}", hint) from None
     if not isinstance(content, dict):
         raise CurveKernelError(f"{name} is JSON but not an object", hint)
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         If its folder can't be written.
     """
     try:
-        files.replace(path, json.dumps(content, indent=1).encode())
+        files.replace(path, dumps(content, indent=1).encode())
     except OSError as error:
         raise _not_written(path, error) from None
 

@@ -85,7 +85,11 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
-        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        try:
+            drawn = [*map(_as_text, self.tables())]
+        except Exception:  # noqa: BLE001  code in a cell may have broken what rich needs
+            drawn = ["\n".join(map("  ".join, table)) for table in self.tables()]
+        paragraphs = ["\n".join(lines), *drawn]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
             paragraphs.append("\n".join(["In full:", *cut]))

@@ -7,6 +7,7 @@ import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator
+from os import geteuid, scandir
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,7 +187,7 @@ def _exists(folder: Path) -> bool:
 
 def _certificates(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
+        with scandir(folder) as found:
             return sorted(
                 (entry for entry in found if entry.name.endswith(".key")), key=lambda entry: entry.name
             )
@@ -210,6 +211,6 @@ def _problem(file: Path | os.DirEntry[str]) -> CurveKernelError | None:
             f"{kind} {path} can be written by others: its mode is {stat.S_IMODE(status.st_mode):04o}",
             f"look at what is in it, then: chmod go-w {shlex.quote(path)}",
         )
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, geteuid()):
         return CurveKernelError(f"{kind} {path} belongs to another user")
     return None

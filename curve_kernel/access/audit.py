@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+from contextlib import suppress
 from enum import Enum
 from threading import Timer
-from time import monotonic
+
+from ..clock import monotonic
 
 __all__ = ["AuditLog", "Reason"]
 
@@ -62,7 +64,7 @@ class AuditLog:
         """Log that a client was accepted; *always* also if there have been too many lines."""
         line = f"{channel}: accepted {peer} from {address}"
         if always:
-            self._log.info(line)
+            self._write(logging.INFO, line)
         else:
             self._add(logging.INFO, "accepted", line)
 
@@ -103,13 +105,19 @@ class AuditLog:
                 self._start = now
             self._lines[level] += 1
             if self._lines[level] <= self._limit:
-                self._log.log(level, line)
+                self._write(level, line)
                 return
             if not self._left_out:
-                timer = Timer(self._start + self._period - now, self.flush)
-                timer.daemon = True
-                timer.start()
+                with suppress(Exception):
+                    timer = Timer(self._start + self._period - now, self.flush)
+                    timer.daemon = True
+                    timer.start()
             self._left_out[level, kind] += 1
+
+    def _write(self, level: int, line: str, *values: object) -> None:
+        # Whether a client is accepted must not depend on what code in a cell makes of logging.
+        with suppress(Exception):
+            self._log.log(level, line, *values)
 
     def flush(self) -> None:
         """Log the counts of what was left out so far."""
@@ -119,7 +127,7 @@ class AuditLog:
     def _report(self) -> None:
         for level in {level for level, _ in self._left_out}:
             left_out = [(kind, n) for (at, kind), n in self._left_out.most_common() if at == level]
-            self._log.log(
+            self._write(
                 level,
                 "%d connections were not logged one by one: %s",
                 sum(count for _, count in left_out),

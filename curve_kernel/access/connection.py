@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import termios
+from _socket import socket
+from collections.abc import Iterable
 from datetime import datetime
 from fcntl import ioctl
-from os import close, dup
+from os import O_CLOEXEC, O_RDONLY, close, devnull, dup, dup2, fstat
+from os import open as os_open
 from socket import (
     AF_UNIX,
     IPPROTO_TCP,
@@ -21,13 +24,12 @@ from socket import (
     SO_LINGER,
     SOL_SOCKET,
     TCP_INFO,
-    socket,
 )
 from struct import error as struct_error
 from struct import pack, unpack, unpack_from
-from time import monotonic, time
 from typing import NamedTuple
 
+from ..clock import monotonic, time
 from .audit import Reason
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "Connection",
     "ConnectionInfo",
     "Peer",
+    "bytes_written",
+    "leave",
     "name_of",
     "open_socket",
     "unknown",
@@ -256,7 +260,36 @@ def open_socket(descriptor: int) -> socket | None:
         return None
 
 
+def bytes_written(held: socket | None) -> int:
+    """Return the bytes that were ever written to a TCP connection, or -1 if there is none."""
+    if held is None:
+        return -1
+    # In this order, or a byte that is acknowledged meanwhile would count twice.
+    (acknowledged,) = unpack_from(
+        "Q", held.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO_SIZE), _BYTES_ACKED
+    )
+    return int(acknowledged) + int(unpack("i", ioctl(held, termios.TIOCOUTQ, bytes(4)))[0])
+
+
 def name_of(bound: socket) -> tuple[object, object]:
     """Return what a listener and what it accepted have in common: family, and port or path."""
     name = bound.getsockname()
     return bound.family, name[1] if isinstance(name, tuple) else name
+
+
+def leave(held: Iterable[tuple[int, int]]) -> None:
+    """Close descriptors, given with their inodes, that a forked child has of its parent's.
+
+    libzmq's numbers stay taken: nothing else in the child gets them.
+    """
+    try:
+        null = os_open(devnull, O_RDONLY | O_CLOEXEC)
+    except OSError:
+        return
+    for descriptor, inode in held:
+        try:
+            if fstat(descriptor).st_ino == inode:
+                dup2(null, descriptor, inheritable=False)
+        except OSError:
+            continue
+    close(null)

@@ -28,6 +28,7 @@ from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
 from .ports import HeldPorts
+from .reconnecting import Reconnecting, connected
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -90,6 +91,7 @@ class CurveProvisioner(LocalProvisioner):
             )
         super().__init__(**kwargs)
         self._held_ports = HeldPorts()
+        self._reconnecting = Reconnecting()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
@@ -127,6 +129,7 @@ class CurveProvisioner(LocalProvisioner):
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
         self._held_ports.hold(km.transport, km.ip, km.ports)
+        self._reconnecting = Reconnecting(*(km._make_url(channel) for channel in ("iopub", "stdin")))
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -142,6 +145,7 @@ class CurveProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
             self._held_ports.release()
+            self._reconnecting.close()
             raise
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -164,11 +168,14 @@ class CurveProvisioner(LocalProvisioner):
                 connection_file.update(km.connection_file, {"curve_publickey": public_key})
             if problem := await self._verify_encryption():
                 raise problem
+            if late := await self._reconnecting.wait():
+                self.log.warning("%d of the kernel's clients have not connected again yet", late)
         except CurveKernelError:
             await self._end_kernel()
             raise
         finally:
             self._held_ports.release()
+            self._reconnecting.close()
 
     async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -249,6 +256,15 @@ class CurveProvisioner(LocalProvisioner):
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
         km.client_factory = _presenting_keys(km.client_factory)
+        if "_create_connected_socket" not in vars(km):
+            create = km._create_connected_socket
+
+            def create_connected_socket(channel: str, identity: bytes | None = None) -> Any:
+                socket = create(channel, identity=identity)
+                connected(channel, socket, km._make_url(channel))
+                return socket
+
+            vars(km)["_create_connected_socket"] = create_connected_socket
         return km
 
 
@@ -305,6 +321,12 @@ def _presenting_keys(factory: type) -> type:
                 if isinstance(kwargs.get(name), str):
                     kwargs[name] = kwargs[name].encode("ascii")
             super().__init__(**kwargs)
+
+        def _create_connected_socket(self, channel: str, identity: bytes | None = None) -> Any:
+            socket = super()._create_connected_socket(channel, identity=identity)
+            if not hasattr(self, "client_keys"):  # which this package's own clients watch themselves
+                connected(channel, socket, self._make_url(channel))
+            return socket
 
         @property
         def hb_channel(self) -> Any:

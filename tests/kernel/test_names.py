@@ -44,7 +44,7 @@ MEANT: dict[str, set[str]] = {
         "is_alive",
         "wait_for_ready",
     },
-    "<locals>.Client": {"hb_channel", "hb_channel_class"},
+    "<locals>.Client": {"_create_connected_socket", "hb_channel", "hb_channel_class"},
     "ClientAuthenticator": {"curve_user_id", "handle_zap_message"},
     "ClientsApp": {"name"},
     "Command": {"initialize", "start"},
@@ -63,6 +63,7 @@ MEANT: dict[str, set[str]] = {
     },
     "CurveHeartbeat": {"_bind_socket", "_curve_publickey", "_curve_secretkey", "run"},
     "CurveIOPubThread": {
+        "_handle_pipe_msg",
         "_handle_subscription",
         "_pipe_flag",
         "_pipe_in",
