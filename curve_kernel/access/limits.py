@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Collection, Iterable
-from time import monotonic
 from typing import NamedTuple
 
+from ..clock import monotonic
 from .connection import Connection, Progress
 
 __all__ = [
