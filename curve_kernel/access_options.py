@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from traitlets import Dict, Enum, Float, Int
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 
 from .access.limits import MESSAGE_SIZES, Limits
 from .command_line import StrictApplication
+from .errors import CurveKernelError
+
+if TYPE_CHECKING:
+    from .access.record import Record
 
 __all__ = ["AccessOptions"]
 
@@ -43,6 +50,39 @@ class AccessOptions(StrictApplication):
         help="""Bytes in one frame by channel, also in the handshake: libzmq disconnects a client that
         sends a larger one. Give the channels that are to differ, such as shell=1073741824.""",
     )
+
+    audit_log = Unicode(
+        config=True,
+        help="""A file to record in what clients do: who was accepted, rejected and disconnected, and
+        each request with its client, type, id and the SHA-256 of its code. Needs
+        curve-kernel[audit].""",
+    )
+    audit_code = Bool(
+        False,
+        config=True,
+        help="""Record the code itself too, and not only its SHA-256.""",
+    )
+
+    def open_record(self) -> Record | None:
+        """Open the record that audit_log asks for.
+
+        Raises
+        ------
+        CurveKernelError
+            If it can't be kept: then there is no kernel.
+        """
+        if not self.audit_log:
+            return None
+        try:
+            from .access.record import Record
+        except ImportError:
+            raise CurveKernelError(
+                "audit_log needs jupyter_events, which is not installed",
+                'python -m pip install "curve-kernel[audit]"',
+            ) from None
+        path = Path(self.audit_log).expanduser().absolute()
+        kernel_id = Path(self.connection_file).stem.removeprefix("kernel-")
+        return Record(path, kernel_id, self.log, with_code=self.audit_code)
 
     @property
     def limits(self) -> Limits:

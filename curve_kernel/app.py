@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import sys
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
+            record=self.open_record(),
             ipv6=":" in self.ip,
         )
         self._keys = None
@@ -302,9 +304,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
 
     def close(self) -> None:
         """Stop accepting clients, then close the sockets."""
-        if hasattr(self, "_gate"):
-            self._gate.close()
-        super().close()
+        with self._gate.closing() if hasattr(self, "_gate") else contextlib.nullcontext():
+            super().close()
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
@@ -368,3 +369,19 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
     def access_problem(self) -> str:
         """Why no new client is accepted, or empty."""
         return self._gate.problem if hasattr(self, "_gate") else ""
+
+    @property
+    def record(self) -> str:
+        """Where the record is kept, or why it is not; empty if none is asked for."""
+        record = self._gate.record if hasattr(self, "_gate") else None
+        if record is None:
+            return ""
+        return f"NOT WRITTEN: {record.problem}" if record.problem else str(record.path)
+
+    def last_requests(self) -> dict[str, tuple[str, float]]:
+        """Return by public key the type of each client's last request, and when it came."""
+        return self._gate.policy.requests.copy() if hasattr(self, "_gate") else {}
+
+    def ends(self) -> dict[str, datetime]:
+        """Return by public key when the access of a client ends."""
+        return self._gate.policy.ends() if hasattr(self, "_gate") else {}

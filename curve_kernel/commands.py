@@ -17,7 +17,7 @@ COMMANDS = {
         "curve_kernel.cli.install.InstallApp",
         "install the kernelspec: Python 3 (CurveZMQ)",
     ),
-    "uninstall": ("curve_kernel.cli.install.UninstallApp", "remove what install and attach made"),
+    "uninstall": ("curve_kernel.cli.uninstall.UninstallApp", "remove what install and attach made"),
     "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
     "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
     "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),

@@ -31,6 +31,7 @@ from time import monotonic, time
 from typing import NamedTuple
 
 from .audit import Reason
+from .peer import Peer, unknown
 
 __all__ = [
     "UNKNOWN_ADDRESS",
@@ -60,27 +61,6 @@ _ESTABLISHED = 1
 # The receive buffer of a connection that may send a lot, to begin with; and the option that lets the
 # operating system make it larger again, since Linux 5.14 (asm-generic/socket.h; Python has no name).
 _RECEIVE_BUFFER, _SO_BUF_LOCK = 1 << 17, 72
-
-
-class Peer(NamedTuple):
-    """The client at the other end of a connection.
-
-    ``role`` is ``manager``, ``owner`` or ``viewer``; ``any`` for a client that is not listed where that
-    is allowed; ``kernel`` for the kernel's own debugger; and empty while it is not known for certain.
-    ``name`` is empty for a peer that has none. ``public_key`` is 40 characters of Z85.
-    """
-
-    role: str = ""
-    name: str = ""
-    public_key: str = ""
-
-    def __str__(self) -> str:
-        if self.role == "any":
-            return f"any client, with key {self.public_key}"
-        return f"{self.role} {self.name!r}" if self.name else self.role or "an unknown client"
-
-
-unknown = Peer()
 
 
 class Progress(NamedTuple):

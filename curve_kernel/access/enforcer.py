@@ -100,14 +100,20 @@ class Enforcer:
         if excess is not None:
             self._disconnect(excess, Reason.CONNECTIONS)
 
-    def hold_against_list(self) -> None:
-        """Disconnect every client that would not be accepted again, by the last look at the list."""
+    def hold_against_list(self) -> int:
+        """Disconnect every client that would not be accepted again, by the last look at the list.
+
+        Returns how many connections were disconnected.
+        """
+        ended = 0
         for connection in list(self._connections):
             if not connection.is_disconnected and connection.channel != "pipe":
                 before = connection.peer
                 self._hold_against_list(connection, changed=True)
+                ended += connection.is_disconnected
                 if connection.peer != before:
                     self.client_is_known(connection)
+        return ended
 
     def _hold_against_list(self, connection: Connection, *, changed: bool = False) -> None:
         """Disconnect *connection*, or let it go on as whom the list says that it is now.
@@ -217,4 +223,4 @@ class Enforcer:
         connection.disconnect()
         self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
-        self._audit.disconnected(channel, address, reason, str(connection.peer), always=always)
+        self._audit.disconnected(channel, address, reason, connection.peer, always=always)

@@ -6,7 +6,8 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.connect import channel_socket_types
@@ -15,10 +16,14 @@ from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
+from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor
 from .policy import Policy, Speaker
 from .port import Port
+
+if TYPE_CHECKING:
+    from .record import Record
 
 __all__ = ["Gate"]
 
@@ -43,6 +48,8 @@ class Gate:
         See `policy.Policy`.
     message_sizes : mapping
         Bytes in a frame by channel, where it is not what `limits.MESSAGE_SIZES` says.
+    record : Record, optional
+        Is told of everything that clients do.
     ipv6 : bool
         Whether the sockets will be bound to an IPv6 address.
     """
@@ -57,24 +64,26 @@ class Gate:
         allow_any: bool,
         open_heartbeat: bool,
         message_sizes: Mapping[str, int],
+        record: Record | None = None,
         ipv6: bool = False,
     ) -> None:
         self.server_key = keys.public_key
         self.own_client_keys = KeyPair.generate()
         """The key pair of the client inside the kernel, its debugger."""
         self._keys: KeyPair | None = keys
+        self.record = record
         self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
-        self._policy = Policy(
+        self.policy = Policy(
             keys.public_key,
             self.own_client_keys.public_key,
             clients,
             allow_any=allow_any,
             open_heartbeat=open_heartbeat,
         )
-        self._audit = AuditLog(log)
-        self._monitor = Monitor(self._policy, _within_open_files(limits), self._audit, log)
+        self._audit = AuditLog(log, record)
+        self._monitor = Monitor(self.policy, _within_open_files(limits), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -111,25 +120,26 @@ class Gate:
         user_id = self._monitor.heard(channel, frame)
         if user_id is None:
             return None
-        speaker = self._policy.speaker(channel, user_id)
-        if speaker.reason is not None:
-            self._audit.dropped(channel, speaker.reason, str(speaker.peer))
+        speaker = self.policy.speaker(channel, user_id)
+        if speaker.reason is not None and channel != "iopub":  # where libzmq unsubscribes who leaves
+            self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
     def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
         """Return the client whose ``tag`` *frame* is, if it is a tag."""
-        return self._policy.tagged(frame)
+        return self.policy.tagged(frame)
 
     def received(self, speaker: Speaker, message: dict[str, Any], *, is_whole: bool) -> None:
         """Write into *message* whose it is; what a client sent that is out by now is not to be run."""
         header = message["header"]
-        header["username"] = self._policy.username(speaker.peer, header.get("username"))
+        header["username"] = self.policy.username(speaker.peer, header.get("username"))
         if not is_whole:
             return
         if speaker.reason is None:
-            self._policy.requested(speaker, message["msg_type"])
+            self.policy.requested(speaker, message["msg_type"])
+            self._audit.requested(speaker.channel, speaker.peer, message)
             return
-        self._audit.dropped(speaker.channel, speaker.reason, str(speaker.peer))
+        self._audit.dropped(speaker.channel, speaker.reason, speaker.peer, message)
         # A type that no kernel knows: it says in its log that it does nothing, and is idle again.
         header["msg_type"] = message["msg_type"] = f"{message['msg_type']} of a client that is out"
 
@@ -153,6 +163,14 @@ class Gate:
     def close(self) -> None:
         """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
+        if self.record is not None:
+            self.record.close()
+
+    def closing(self) -> AbstractContextManager[None]:
+        """Do so; after the block, in which they are closed, no forked process keeps them open."""
+        ending = shut_down_at_end(self._monitor.listening())
+        self.close()
+        return ending
 
 
 def _within_open_files(limits: Limits) -> Limits:

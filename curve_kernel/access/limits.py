@@ -1,6 +1,6 @@
 """Every limit on what a peer may take, in one place, and which connection is disconnected for it.
 
-All of it is pure: the table of `connections` and the thread of `monitor` apply it.
+Nothing here changes anything: `enforcer` applies it.
 """
 
 from __future__ import annotations

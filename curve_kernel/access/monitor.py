@@ -14,7 +14,7 @@ import collections
 import logging
 import os
 from contextlib import suppress
-from os import O_CLOEXEC, O_NONBLOCK, dup2, fstat, getpid, pipe2, read, write
+from os import O_CLOEXEC, O_NONBLOCK, fstat, getpid, pipe2, read, write
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
 from threading import Event, Lock, Thread
@@ -27,6 +27,7 @@ from .audit import AuditLog
 from .connection import Connection, name_of, open_socket
 from .connections import Connections
 from .enforcer import Enforcer
+from .forks import let_go
 from .limits import Limits
 from .policy import Policy
 from .port import Listener, Port
@@ -372,20 +373,13 @@ class Monitor:
 
     def _leave_ports(self) -> None:
         """Close listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
+        held = self.listening()
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))
                 connection.held.close()
-        try:
-            null = os.open(os.devnull, os.O_RDONLY | O_CLOEXEC)
-        except OSError:
-            return
-        for descriptor, inode in held:
-            try:
-                if fstat(descriptor).st_ino == inode:
-                    # libzmq's number stays taken: nothing else in the child gets it.
-                    dup2(null, descriptor, inheritable=False)
-            except OSError:
-                continue
-        os.close(null)
+        let_go(held)
+
+    def listening(self) -> list[tuple[int, int]]:
+        """Return descriptor and inode of each listening socket."""
+        return [(listener.descriptor, listener.inode) for listener in self._listeners.values()]

@@ -80,12 +80,12 @@ class ClientAuthenticator(Authenticator):
             detail = f" {peer.public_key}"
             if peer.name:
                 detail = f" such as {peer.name!r}" if peer.role else f", that of {peer.name!r}"
-            self._audit.rejected(channel, self._address, reason, detail)
+            self._audit.rejected(channel, self._address, reason, peer, detail)
             return False
         self._set_handover(channel, peer)
         self._user_id = self._connections.authorized(channel, peer)
         trusted = peer.role in (MANAGER, "owner")
-        self._audit.accepted(channel, self._address, str(peer), always=trusted)
+        self._audit.accepted(channel, self._address, peer, always=trusted)
         return True
 
     def _set_handover(self, channel: str, peer: Peer) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from .. import trust
 from ..access.allowlist import ROLES, AuthorizedClients, check_name
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..keys import KeyPair, require_curve
 from ..keys.certificates import (
     curve_folder,
@@ -24,6 +25,7 @@ from ..keys.certificates import (
     write_certificate,
 )
 from ..keys.expiry import after, ago_or_in, at, show
+from ..receipts import receipts
 from . import Command
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
     "public_certificate",
 ]
 
-_STANDING = "A connection that stands already goes on: restart the kernel to end it."
+_OUT = "Your kernels that run disconnect that key within two seconds; no restart is needed."
 
 
 def make_identity(*, force: bool = False) -> KeyPair:
@@ -74,13 +76,20 @@ def make_identity(*, force: bool = False) -> KeyPair:
         )
     pair = KeyPair.generate()
     try:
-        make_folder(owner.parent)
+        _make_trusted(owner.parent)
         write_certificate(path, pair.public_key, pair.secret_key)
         write_certificate(folder / "identity.key", pair.public_key)
         write_certificate(owner, pair.public_key)
     except OSError as error:
         raise _not_written(error) from None
     return pair
+
+
+def _make_trusted(folder: Path) -> None:
+    """Make a role's folder, where the certificates in it count."""
+    make_folder(folder)
+    if problem := trust.path_problem("folder", folder):
+        raise problem
 
 
 def _own_name() -> str:
@@ -98,8 +107,13 @@ def _not_written(error: OSError) -> CurveKernelError:
 
 
 def _files_of(name: str) -> list[Path]:
-    paths = [curve_folder() / folder / f"{name}.key" for folder in ROLES.values()]
-    return [path for path in paths if os.path.lexists(path)]
+    """Return the certificates of the client *name*; what can't be typed goes by what is shown."""
+    paths: list[Path] = []
+    for role in ROLES.values():
+        with contextlib.suppress(OSError):
+            paths += (path for path in (curve_folder() / role).iterdir() if path.suffix == ".key")
+    exact = [path for path in paths if path.stem == name]
+    return exact or [path for path in paths if printable(path.stem) == name]
 
 
 class KeygenApp(Command):
@@ -123,9 +137,9 @@ class KeygenApp(Command):
             print(f"Give others your public certificate: {certificate}")  # noqa: T201
             print(_OTHER_LISTS.format(curve_folder()))  # noqa: T201
             return
-        for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
+        for line in _take_off_old(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
-        print(_STANDING)  # noqa: T201
+        print(_OUT)  # noqa: T201
         print(  # noqa: T201
             "Others who listed your old key still accept it. Ask them to replace it, with\n"
             "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
@@ -159,8 +173,12 @@ def _take_off(public_key: bytes) -> Iterator[str]:
             except OSError as error:
                 raise _not_written(error) from None
             yield f"It was listed as {client.role} {client.name} too, and is not any more."
+
+
+def _take_off_old(public_key: bytes) -> Iterator[str]:
+    yield from _take_off(public_key)
     key = public_key.decode()
-    yield f"Your old key is off your list, and your kernels reject it at the next handshake: {key}"
+    yield f"Your old key is off your list, and your kernels reject it from now on: {key}"
 
 
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +210,7 @@ class AuthorizeApp(Command):
 
     name = "authorize"
     summary = """List a client by its public certificate, so that it may connect to your kernels. Takes
-        effect at the next handshake, with no restart."""
+        effect at once, with no restart: a client that gets another role, or an end, is held to it."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the certificate, the name and the role."""
@@ -270,7 +288,7 @@ def list_client(
             f"use that name, or: python -m curve_kernel revoke {listed.name}",
         )
     try:
-        make_folder(target.parent)
+        _make_trusted(target.parent)
         write_certificate(target, public_key, until=until)
         # A change of role: always listed in a folder, and only for this instant in both.
         for path in existing:
@@ -278,6 +296,9 @@ def list_client(
                 path.unlink()
     except OSError as error:
         raise _not_written(error) from None
+    skipped: list[str] = []
+    if AuthorizedClients(folder, skipped.append).find(public_key) is None:
+        raise CurveKernelError(f"{target} is written, and does not count: {'; '.join(skipped)}")
     return target
 
 
@@ -292,8 +313,8 @@ class RevokeApp(Command):
     """Takes a client off the list."""
 
     name = "revoke"
-    summary = """Take a client off the list. It can't connect any more; a connection that already stands
-        goes on until its kernel or its client ends it."""
+    summary = """Take a client off the list. It can't connect any more, and every kernel of yours that
+        runs disconnects it within two seconds, with no restart."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name."""
@@ -302,17 +323,31 @@ class RevokeApp(Command):
     def run(self, options: argparse.Namespace) -> None:
         """Remove the certificate."""
         name = options.client
-        paths = _files_of(name) if "/" not in name else []
+        paths = _files_of(name)
         if not paths:
             raise CurveKernelError(
                 f"there is no client {name!r}", "see the list: python -m curve_kernel clients"
             )
-        try:
-            for path in paths:
-                path.unlink()
-        except OSError as error:
-            raise _not_written(error) from None
-        print(f"{name} can't connect any more. {_STANDING}")  # noqa: T201
+        revoked: dict[bytes, None] = {}
+        lines = []
+        for path in paths:
+            try:
+                revoked[read_certificate(path)[0]] = None
+            except CurveKernelError:
+                lines.append("Its certificate can't be read, so its key may have another name here.")
+        with receipts(curve_folder()) as told:
+            try:
+                for path in paths:
+                    path.unlink()
+            except OSError as error:
+                raise _not_written(error) from None
+            for key in revoked:
+                lines += _take_off(key)
+            ended = told.collect()
+        print(*lines, f"{printable(name)} can't connect any more. {_OUT}", sep="\n")  # noqa: T201
+        for kernel, count in sorted(ended.items()):
+            what = "1 connection is" if count == 1 else f"{count} connections are"
+            print(f"{what} ended: {kernel}")  # noqa: T201
 
 
 class ClientsApp(Command):

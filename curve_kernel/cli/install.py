@@ -1,4 +1,4 @@
-"""``install`` and ``uninstall``: the kernelspec "Python 3 (CurveZMQ)"."""
+"""``install``: the kernelspec "Python 3 (CurveZMQ)"."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ from .kernel_class import import_kernel, language_of
 from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
 
 __all__ = [
+    "KERNELS",
+    "NAME",
     "InstallApp",
-    "UninstallApp",
     "install_beside",
     "installed",
     "kernel_spec",
     "replaced_by_stock",
+    "replaced_mark",
     "requirement",
     "resources",
     "runs_curve_kernel",
     "shipped_spec",
 ]
 
-_NAME = "python3-curve"
+NAME = "python3-curve"
 _DISPLAY_NAME = "Python 3 (CurveZMQ)"
 _PYTHON = shlex.quote(sys.executable)
 _MODULE = "curve_kernel"
-_KERNELS = Path("share", "jupyter", "kernels")
+KERNELS = Path("share", "jupyter", "kernels")
 
 
 def requirement() -> str:
@@ -77,7 +79,7 @@ def install_beside(python: str = sys.executable, prefix: str = sys.prefix) -> st
     display_name = shlex.quote(f"{_DISPLAY_NAME[:-1]}, {name})")
     return (
         f"{shlex.quote(python)} -m curve_kernel install --user"
-        f" --name {_NAME}-{name} --display-name {display_name}"
+        f" --name {NAME}-{name} --display-name {display_name}"
     )
 
 
@@ -92,7 +94,7 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
     The argv of a file that can't be read is None. *prefix* is one more place to look.
     """
     places = list(manager.kernel_dirs)
-    if prefix is not None and (further := str(Path(prefix).absolute() / _KERNELS)) not in places:
+    if prefix is not None and (further := str(Path(prefix).absolute() / KERNELS)) not in places:
         places.append(further)
     for place in places:
         for file in sorted(Path(place).glob("*/kernel.json")):
@@ -102,7 +104,7 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
             yield file.parent, argv
 
 
-def _mark(folder: Path) -> Path:
+def replaced_mark(folder: Path) -> Path:
     """Return the file that says that `install` has put a kernelspec there in place of another's.
 
     It is beside the kernelspecs: whoever puts the other one back empties or replaces the folder.
@@ -113,7 +115,7 @@ def _mark(folder: Path) -> Path:
 def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
     """Yield the folders of kernelspecs that `install` has replaced, and that were put back since."""
     for folder, argv in installed(manager):
-        if _mark(folder).exists() and not runs_curve_kernel(argv):
+        if replaced_mark(folder).exists() and not runs_curve_kernel(argv):
             yield folder
 
 
@@ -121,7 +123,7 @@ def resources() -> Path:
     """Return the folder of the kernelspec that is shipped, with its logos."""
     package = Path(__file__).parent.parent
     in_wheel = package / "kernelspec"
-    return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
+    return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / NAME
 
 
 def shipped_spec() -> dict[str, Any]:
@@ -184,7 +186,7 @@ class InstallApp(Command):
             help="install into this Python environment",
         )
         where.add_argument("--prefix", metavar="DIR", help="install into the environment at DIR")
-        parser.add_argument("--name", help=f"the kernelspec's name, {_NAME} by default")
+        parser.add_argument("--name", help=f"the kernelspec's name, {NAME} by default")
         parser.add_argument("--display-name", metavar="TEXT", help="what the launcher shows")
         parser.add_argument("--profile", metavar="NAME", help="the IPython profile to load")
         parser.add_argument(
@@ -249,7 +251,7 @@ class InstallApp(Command):
             name, spec = remote_spec(options)
         else:
             spec = kernel_spec(options)
-            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
+            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else NAME)
         prefix = options.prefix
         user = options.user
         if not user and not prefix:
@@ -267,8 +269,8 @@ class InstallApp(Command):
                     manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
                 )
                 if destination.name == NATIVE_KERNEL_NAME:
-                    _mark(destination).parent.mkdir(parents=True, exist_ok=True)
-                    _mark(destination).touch()
+                    replaced_mark(destination).parent.mkdir(parents=True, exist_ok=True)
+                    replaced_mark(destination).touch()
             except OSError as error:
                 raise CurveKernelError(
                     f"the kernelspec can't be written: {error}", "try --user or --sys-prefix"
@@ -300,8 +302,8 @@ def _notes(
     elif not options.no_provisioner:
         yield "A server in another environment hides it unless curve_kernel is there too. There:"
         yield f"  python -m pip install {requirement()}"
-        if name == _NAME:
-            yield f"That brings a {_NAME} of its own, which may hide this one. To have both:"
+        if name == NAME:
+            yield f"That brings a {NAME} of its own, which may hide this one. To have both:"
             yield f"  {install_beside()}"
     if name == NATIVE_KERNEL_NAME:
         yield "If ipykernel is upgraded or installed again, it puts its own back: `doctor` tells then."
@@ -311,71 +313,3 @@ def _notes(
             f"In this environment Jupyter takes another kernelspec of that name first: {first}\n"
             "Use --sys-prefix to replace that, or another --name."
         )
-
-
-class UninstallApp(Command):
-    """Removes what ``install`` made."""
-
-    name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` or `attach` made, {_NAME} by default, wherever
-        Jupyter looks: in this environment, in the user's folder, in the system's."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the name, and a place where Jupyter does not look."""
-        parser.add_argument("--name", default=_NAME, help=f"the kernelspec's name, {_NAME} by default")
-        parser.add_argument("--prefix", metavar="DIR", help="look into the environment at DIR too")
-
-    def run(self, options: argparse.Namespace) -> None:
-        """Remove it, and say what is left."""
-        name = options.name.lower()
-        found = [
-            (folder, argv)
-            for folder, argv in installed(KernelSpecManager(), options.prefix)
-            if folder.name.lower() == name
-        ]
-        ours = [
-            folder
-            for folder, argv in found
-            if runs_curve_kernel(argv) or _names_our_provisioner(folder)
-        ]
-        marked = [folder for folder, _ in found if _mark(folder).exists()]
-        for folder in marked:
-            _mark(folder).unlink()
-        if not ours and not marked:
-            message = f"there is no kernelspec {options.name}"
-            if found:
-                message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"
-            raise CurveKernelError(
-                message, f"{_PYTHON} -m jupyter kernelspec list shows which there are"
-            )
-        left = [
-            f"{folder}, which does not run curve_kernel" for folder, _ in found if folder not in ours
-        ]
-        for folder in ours:
-            if _came_with_pip(folder):
-                left.append(f"{folder}, which goes with: {_PYTHON} -m pip uninstall curve-kernel")
-                continue
-            try:
-                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-            except OSError as error:
-                raise CurveKernelError(
-                    f"kernelspec {folder} can't be removed: {error.strerror}"
-                ) from None
-            print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
-        for line in left:
-            print(f"Left {line}")  # noqa: T201
-
-
-def _names_our_provisioner(folder: Path) -> bool:
-    """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
-        return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
-    return False
-
-
-def _came_with_pip(folder: Path) -> bool:
-    """Whether this package's own files put it there, and ``install`` has not replaced it since."""
-    file = folder / "kernel.json"
-    shipped = (resources() / "kernel.json").read_bytes()
-    return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from .. import files
+from .. import files, trust
 from ..errors import CurveKernelError
 from ..folders import NOWHERE, NoFolderError, config_folder
 from .pair import KeyPair, parse
@@ -112,9 +112,12 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
         field, _, value = line.strip().partition(b"=")
         for key in (b"public-key", b"secret-key"):
             if field.startswith(key):
+                if key in found:
+                    raise CurveKernelError(
+                        f"certificate {name} has two lines with {key.decode()}",
+                        "leave only one of them, or get a new certificate",
+                    )
                 found[key] = value.strip(b" \t'\"")
-        if len(found) == 2:
-            break
     if b"public-key" not in found:
         raise CurveKernelError(f"certificate {name} holds no public key", _FORM)
     public_key = parse(found[b"public-key"], f"public-key in certificate {name}")
@@ -165,7 +168,7 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
     Raises
     ------
     CurveKernelError
-        If the file can't be read, is no certificate with both keys, or can be read by others.
+        If the file can't be read or trusted, has not both keys, or can be read by others.
     """
     try:
         path = (folder or curve_folder()) / "identity.key_secret"
@@ -173,16 +176,22 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
         return None
     if not os.path.lexists(path):
         return None
-    public_key, secret_key = read_certificate(path)
+    try:
+        content, status = files.read(path)
+    except OSError as error:
+        raise CurveKernelError(f"certificate {path} can't be read: {error.strerror}", _FORM) from None
+    public_key, secret_key = parse_certificate(content, str(path))
     if secret_key is None:
         raise CurveKernelError(
             f"certificate {path} holds no secret key",
             "make a new identity: python -m curve_kernel keygen --force",
         )
-    mode = stat.S_IMODE(path.stat().st_mode)
+    mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077 and not files.insecure_writes_are_allowed(path, mode):
         raise CurveKernelError(
             f"certificate {path} can be read or written by others: its mode is {mode:04o}, not 0600",
             "others may have your key, so make a new one: python -m curve_kernel keygen --force",
         )
+    if problem := trust.file_problem("certificate", str(path), status):
+        raise problem
     return KeyPair(public_key, secret_key)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .. import files
+from .. import files, trust
 from ..errors import CurveKernelError
 from .pair import KeyPair, parse
 
@@ -191,8 +191,8 @@ def _read_secret_file(path: str) -> bytes:
             f"{name} can be read or written by others: its mode is {mode:04o}, not 0600",
             f"make it yours alone and put a new key into it: chmod 600 {shlex.quote(path)}",
         )
-    if status.st_uid not in (0, os.geteuid()):
-        raise CurveKernelError(f"{name} belongs to another user", hint)
+    if problem := trust.file_problem("secret-key file", path, status):
+        raise problem
     return parse(content.strip(), name)
 
 

@@ -1,18 +1,26 @@
-"""A client made of bare sockets, which sees when the kernel disconnects one of them."""
+"""A kernel with a list, and clients of bare sockets, which see when they are disconnected."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import zmq
 from jupyter_client.session import Session
-from support import curve_socket, wait_for
+from support import client_of, connection_info, curve_socket, headless, wait_for
 from zmq.utils.monitor import parse_monitor_message
 
 from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import write_certificate
 
+ALLOWLIST = "--CurveKernelApp.client_authorization=allowlist"
+SECONDS = float(os.environ.get("CURVE_KERNEL_SECONDS", "6"))
+"""In which a client has to be out: 2 on a machine that has nothing else to do."""
 KINDS = {"shell": zmq.DEALER, "stdin": zmq.DEALER, "control": zmq.DEALER, "iopub": zmq.SUB}
 
 
@@ -102,3 +110,49 @@ class Member:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Kernel:
+    """A running kernel, its manager's client, its log and its list."""
+
+    def __init__(self, info: dict[str, Any], client: Any, log: Path, folder: Path) -> None:
+        self.info, self.client, self.log, self.folder = info, client, log, folder
+        self.keys: dict[str, KeyPair] = {}
+        self.manager: KeyPair | None = None
+
+    def list(self, name: str, role: str = "owner", **kwargs: Any) -> KeyPair:
+        keys = self.keys.setdefault(name, KeyPair.generate())
+        write_certificate(self.path(name, role), keys.public_key, **kwargs)
+        return keys
+
+    def path(self, name: str, role: str = "owner") -> Path:
+        return self.folder / f"{role}s" / f"{name}.key"
+
+    def member(self, name: str, *channels: str, **kwargs: Any) -> Member:
+        return Member(
+            self.info, self.keys[name], channels or ("shell", "control", "stdin", "iopub"), **kwargs
+        )
+
+
+@contextlib.contextmanager
+def listed_kernel(tmp_path: Path, transport: str) -> Iterator[Kernel]:
+    """A kernel with a list of its own in *tmp_path*, with nobody in it."""
+    folder = tmp_path / "list"
+    for name in ("owners", "viewers"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    keys = KeyPair.generate()
+    file, log = tmp_path / "kernel.json", tmp_path / "log"
+    info = connection_info(curve_publickey=keys.public_key.decode(), transport=transport)
+    if transport == "ipc":
+        info["ip"] = str(tmp_path / "s")
+    file.write_text(json.dumps(info))
+    env = {"JUPYTER_CURVE_SECRETKEY": keys.secret_key.decode()}
+    arguments = (ALLOWLIST, "--log-level=INFO", f"--CurveKernelApp.authorized_clients={folder}")
+    with (
+        log.open("w") as stderr,
+        headless(*arguments, file=file, env=env, stderr=stderr) as (_, info),
+        client_of(info, keys) as client,
+    ):
+        kernel = Kernel(info, client, log, folder)
+        kernel.manager = keys
+        yield kernel

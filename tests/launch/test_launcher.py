@@ -62,9 +62,7 @@ def test_a_kernel_of_the_launcher():
         client.load_connection_file()
         client.start_channels()
         client.wait_for_ready(timeout=30)
-        code = (
-            "import os; [os.environ['GIVEN'], [name for name in os.environ if 'JUPYTER_CURVE' in name]]"
-        )
+        code = "import os; [os.environ['GIVEN'], [n for n in os.environ if 'JUPYTER_CURVE' in n]]"
         assert run_code(client, code) == ("ok", "['yes', []]")
         # No descriptor is left, by which a child would get the secret key.
         code = "import os; [n for n in range(3, 50) if os.path.exists(f'/dev/fd/{n}')"

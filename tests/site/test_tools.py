@@ -24,10 +24,10 @@ from tornado.websocket import websocket_connect
 
 # What a cell writes down: what `status --json` says of the kernel that runs the cell.
 CELL = textwrap.dedent("""\
-    import ipykernel, os, subprocess, sys
+    import ipykernel, subprocess, sys
     command = [sys.executable, "-m", "curve_kernel", "status", "--json"]
     said = subprocess.run([*command, ipykernel.get_connection_file()], stdout=subprocess.PIPE).stdout
-    with open(os.environ["SEEN"], "ab") as seen:
+    with open({seen!r}, "ab") as seen:
         seen.write(said)
     len(said)""")
 TESTBOOK = "from testbook import testbook\nwith testbook('in.ipynb', execute=True): pass"
@@ -43,17 +43,29 @@ TOOLS = {
 }
 EXPECTED = {"stock": "PLAINTEXT", "variable": "encrypted"}
 TOKEN = "t0ken"
+# Extensions that the tools bring, and that make a server start slowly.
+EXTENSIONS = ("jupyter_lsp", "jupyter_mcp_server", "datalayer_reactor", "jupyter_scheduler")
+EXTENSIONS += ("jupyter_server_fileid", "jupyter_server_nbmodel", "jupyter_server_ydoc")
+BARE = f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, False)}"
 
 
-def notebooks(folder: Path) -> Path:
+def cell_of(env: dict[str, str]) -> str:
+    # A kernel gateway's kernels do not have its environment.
+    return CELL.format(seen=env["SEEN"])
+
+
+def notebooks(folder: Path, env: dict[str, str]) -> Path:
     folder.mkdir()
+    code = cell_of(env)
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None}
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernelspec}}
-    notebook["cells"] = [{**cell, "source": CELL}]
+    notebook["cells"] = [{**cell, "source": code}]
     (folder / "in.ipynb").write_text(json.dumps(notebook))
-    header = "# ---\n# jupyter:\n#   kernelspec:\n#     name: python3\n# ---\n"
-    (folder / "in.py").write_text(f"{header}\n# %%\n{CELL}\n")
+    header = (
+        "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     name: python3\n# ---\n"
+    )
+    (folder / "in.py").write_text(f"{header}\n# %%\n{code}\n")
     return folder
 
 
@@ -72,7 +84,7 @@ def seen(env: dict[str, str]) -> str:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_notebook_run(tool, environments, tmp_path):
     def run(kind: str) -> str:
-        folder = notebooks(tmp_path / kind)
+        folder = notebooks(tmp_path / kind, environments[kind])
         done = subprocess.run(
             TOOLS[tool],
             cwd=folder,
@@ -136,14 +148,14 @@ def request(address: str, method: str, path: str, **body: Any) -> Any:
         return json.loads(answer.read() or b"null")
 
 
-def run_by_websocket(address: str) -> None:
+def run_by_websocket(address: str, code: str) -> None:
     """Start a kernel without naming one, run the cell in it, and end it."""
     kernel = request(address, "POST", "/api/kernels")["id"]
 
     async def run() -> None:
         url = f"{address.replace('http', 'ws', 1)}/api/kernels/{kernel}/channels?token={TOKEN}"
         connection = await websocket_connect(url, connect_timeout=30)
-        content = {"code": CELL, "silent": False, "store_history": False, "allow_stdin": False}
+        content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
         header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "session": "s"}
         header |= {"username": "", "version": "5.3", "date": "2020-01-01T00:00:00Z"}
         message = {"channel": "shell", "header": header, "parent_header": {}, "metadata": {}}
@@ -183,7 +195,7 @@ def test_servers(environments, tmp_path):
 
     def drive(kind: str) -> dict[str, str]:
         env = environments[kind]
-        folder = notebooks(tmp_path / kind)
+        folder = notebooks(tmp_path / kind, environments[kind])
         spoken = {}
         token = [f"--IdentityProvider.token={TOKEN}"]
         gateway_token = [f"--KernelGatewayApp.auth_token={TOKEN}"]
@@ -191,11 +203,11 @@ def test_servers(environments, tmp_path):
             gateway = stack.enter_context(
                 server(folder, env, *gateway_token, app="kernelgateway", option="KernelGatewayApp")
             )
-            run_by_websocket(gateway)
+            run_by_websocket(gateway, cell_of(env))
             spoken["jupyter_kernel_gateway"] = seen(env)
             through = [f"--gateway-url={gateway}", f"--GatewayClient.auth_token={TOKEN}"]
-            with server(folder, env, *token, *through) as lab:
-                run_by_websocket(lab)
+            with server(folder, env, BARE, *token, *through) as lab:
+                run_by_websocket(lab, cell_of(env))
             spoken["JupyterLab --gateway-url"] = seen(env)
             lab = stack.enter_context(server(folder, env, *token))
             [runtime] = request(lab, "GET", "/scheduler/runtime_environments")
@@ -209,7 +221,7 @@ def test_servers(environments, tmp_path):
 
             assert wait_for("the job", ended) == "COMPLETED"
             spoken["jupyter-scheduler"] = seen(env)
-            command = ["python", "-c", MCP_CLIENT, lab, TOKEN, CELL]
+            command = ["python", "-c", MCP_CLIENT, lab, TOKEN, cell_of(env)]
             done = subprocess.run(
                 command, env=env, cwd=folder, capture_output=True, text=True, timeout=100, check=False
             )
@@ -249,7 +261,9 @@ def test_a_kernel_that_cannot_encrypt(environments, tmp_path):
     assert text[0].startswith("kernel xpython does not start: it can't encrypt")
     assert '"xpython" in CurveProvisioner.plaintext_kernels in jupyter_config.json' in " ".join(text)
     with (
-        server(notebooks(tmp_path / "n"), env, f"--IdentityProvider.token={TOKEN}") as address,
+        server(
+            notebooks(tmp_path / "n", env), env, BARE, f"--IdentityProvider.token={TOKEN}"
+        ) as address,
         browser_page() as page,
     ):
         lab = Lab(page, address)
