@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from json import JSONDecodeError, dumps, loads
@@ -14,11 +15,12 @@ from typing import Any
 from jupyter_client.connect import port_names
 from traitlets.utils import filefind
 
-from . import files
-from .errors import CurveKernelError
+from . import files, trust
+from .errors import CurveKernelError, without_keys
 
 __all__ = [
     "check",
+    "check_address",
     "claim",
     "create_folder",
     "find",
@@ -31,18 +33,29 @@ __all__ = [
 ]
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: str | os.PathLike[str], *, trusted: bool = True) -> dict[str, Any]:
     """Return the content of the connection file at *path*.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    trusted : bool
+        Whether keys or addresses in it are to be used: then nobody but this user and root may be
+        able to write the file or its folder. Whoever can would lead this user to any kernel.
 
     Raises
     ------
     CurveKernelError
-        If it can't be read, or is not a JSON object.
+        If it can't be read, can't be trusted, or is not a JSON object.
     """
     hint = "name a connection file that a Jupyter launcher or a kernel wrote"
     name = f"connection file {os.fspath(path)}"
     try:
-        content = loads(files.read(path)[0])
+        text, status = files.read(path)
+        if trusted and (problem := trust.file_problem("connection file", os.fspath(path), status)):
+            raise problem
+        content = loads(text)
     except OSError as error:
         can = "may not" if isinstance(error, PermissionError) else "can't"
         raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
@@ -53,6 +66,41 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CurveKernelError(f"{name} is JSON but not an object", hint)
     return content
+
+
+def check_address(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
+    """Make sure that a client can connect to what a connection file says, as far as it says something.
+
+    Raises
+    ------
+    CurveKernelError
+        If a field can't be an address's; the message does not quote it.
+    """
+    ip, transport = info.get("ip", ""), info.get("transport", "tcp")
+    longest = max((len(str(info[name])) for name in port_names if name in info), default=0)
+    if not isinstance(transport, str) or transport.lower() not in ("tcp", "ipc"):
+        problem = "its transport is neither tcp nor ipc"
+    elif not isinstance(ip, str) or without_keys(ip) != ip:
+        problem = "its ip is no address"
+    elif transport.lower() == "ipc":
+        fits = ip and ip.isprintable() and len(ip.encode()) + longest < _LONGEST_PATH
+        problem = "" if fits else "its ip is no path of a socket"
+    else:
+        problem = "" if _HOST.fullmatch(ip) else "its ip is no address"
+    for name in port_names:
+        port = info.get(name, 1)
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 1 << 16:
+            problem = f"its {name} is no port"
+    if problem:
+        raise CurveKernelError(
+            f"connection file {os.fspath(path)} is of no use: {problem}",
+            "get the connection file that the kernel or its launcher wrote",
+        )
+
+
+# What libzmq takes: a name, an address, an interface. The port is part of a socket's path.
+_HOST = re.compile(r"[0-9A-Za-z_.:%*\[\]-]{0,255}")
+_LONGEST_PATH = 106
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -105,7 +153,7 @@ def create_folder(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     CurveKernelError
-        If it can't be made, or *path* can't be the name of a file.
+        If it can't be made, others may write it, or *path* can't be the name of a file.
     """
     if os.path.lexists(path):
         read(path)
@@ -118,6 +166,8 @@ def create_folder(path: str | os.PathLike[str]) -> None:
             f"connection file {os.fspath(path)} can't be made: {error.strerror}",
             "name a connection file in a folder that you can write",
         ) from None
+    if problem := trust.folder_problem("connection file", os.fspath(path)):
+        raise problem
 
 
 def _not_written(path: str | os.PathLike[str], error: OSError) -> CurveKernelError:

@@ -21,8 +21,10 @@ __all__ = ["check", "insecure_writes_are_allowed", "read", "replace"]
 _LIMIT = 1 << 20
 
 
-def read(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
+def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, os.stat_result]:
     """Return the content of a regular file and its status, both of the same open file.
+
+    Without *follow*, the file must not be a link.
 
     Raises
     ------
@@ -30,8 +32,9 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
         If it can't be opened, is a folder, a FIFO, a device or a socket, or exceeds 1 MiB.
         ``strerror`` says which.
     """
+    no_link = 0 if follow else os.O_NOFOLLOW
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    descriptor = os_open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os_open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | no_link)
     try:
         status = fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):

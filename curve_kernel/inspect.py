@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pwd
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,21 @@ import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
-from .errors import CurveKernelError
+from .errors import CurveKernelError, without_keys
 from .wire import read_mechanism
 
-__all__ = ["KernelStatus", "find_connection_file", "inspect_kernels", "short_names"]
+__all__ = [
+    "KernelStatus",
+    "connections_here",
+    "find_connection_file",
+    "inspect_kernels",
+    "listeners_of",
+    "look",
+    "port_or_path",
+    "read_kernel",
+    "short_names",
+    "user_name",
+]
 
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
@@ -34,10 +46,11 @@ class KernelStatus:
     ``channels`` gives for each channel its endpoint and the mechanism that its port spoke: CURVE, NULL,
     PLAIN, or ``closed``, ``silent`` and ``not ZMTP`` where the port named none. ``further_ports`` are
     ports on which its process, a child of it or its debug adapter listens besides; nothing was sent
-    to them.
+    to them. ``user`` is the owner of the process, else of the file.
     """
 
     file: str
+    user: str = ""
     kernel_name: str = ""
     verdict: str = "unreachable"
     problem: str = ""
@@ -124,26 +137,36 @@ def inspect_kernels(paths: Sequence[str]) -> list[KernelStatus]:
     list of KernelStatus
         In the order of *paths*. A file that can't be read is in it, with its ``problem``.
     """
-    kernels = [_read(path) for path in paths]
+    kernels = [read_kernel(path) for path in paths]
+    look(kernels, connections_here())
+    return kernels
+
+
+def look(kernels: Sequence[KernelStatus], connections: list[Any]) -> None:
+    """Find out what the ports of *kernels* speak and, by psutil's *connections*, whose they are."""
     probes = [channel for kernel in kernels for channel in kernel.channels.values()]
     with ThreadPoolExecutor(max(min(len(probes), _AT_ONCE), 1)) as pool:
         for channel, said in zip(probes, pool.map(_probe, probes), strict=True):
             channel["mechanism"] = said
-    connections = _connections()
-    listeners = _listeners(connections)
+    listeners = listeners_of(connections)
     for kernel in kernels:
         if kernel.channels:
             kernel.verdict = _verdict([channel["mechanism"] for channel in kernel.channels.values()])
             if kernel.verdict != "dead":
                 _find_process(kernel, connections, listeners)
-    return kernels
 
 
-def _read(path: str) -> KernelStatus:
+def read_kernel(path: str) -> KernelStatus:
+    """Return what the connection file at *path* says, or with which ``problem`` it can't be read."""
     kernel = KernelStatus(path)
     try:
-        info = connection_file.read(path)
-        kernel.file_mode = f"{stat.S_IMODE(Path(path).stat().st_mode):04o}"
+        status = Path(path).stat()
+        kernel.user, kernel.file_mode = user_name(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}"
+    except OSError:
+        pass  # it is said below
+    try:
+        info = connection_file.read(path, trusted=False)
+        connection_file.check_address(path, info)
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
             for name in ("shell_port", "control_port", "stdin_port", "iopub_port", "hb_port")
@@ -155,7 +178,8 @@ def _read(path: str) -> KernelStatus:
         reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
         kernel.problem = f"connection file {path} {reason}"
         return kernel
-    kernel.kernel_name = str(info.get("kernel_name") or "")
+    name = info.get("kernel_name")
+    kernel.kernel_name = without_keys(name) if isinstance(name, str) else ""
     kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
     kernel.hmac_key_in_file = bool(info.get("key"))
     return kernel
@@ -178,7 +202,7 @@ def _probe(channel: dict[str, str]) -> str:
         return _SILENT
     except (ConnectionRefusedError, FileNotFoundError):
         return _CLOSED
-    except ValueError:
+    except (ValueError, TypeError):
         return _NOT_ZMTP
     except OSError:
         return _SILENT
@@ -199,7 +223,15 @@ def _verdict(spoken: Sequence[str]) -> str:
 _Listeners = dict[str, list[tuple[int, str]]]
 
 
-def _connections() -> list[Any]:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if there is no name for it."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def connections_here() -> list[Any]:
     """Return psutil's connections of this machine, as far as the caller may see."""
     # RuntimeError: somebody's socket has a path that psutil can't parse.
     with contextlib.suppress(psutil.Error, OSError, RuntimeError):
@@ -207,7 +239,7 @@ def _connections() -> list[Any]:
     return []
 
 
-def _listeners(connections: list[Any]) -> _Listeners:
+def listeners_of(connections: list[Any]) -> _Listeners:
     """Return the listeners, process and address, by port or path."""
     found: _Listeners = {}
     for connection in connections:
@@ -223,8 +255,8 @@ def _listeners(connections: list[Any]) -> _Listeners:
 
 
 def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _Listeners) -> None:
-    own = [_port_or_path(channel["endpoint"]) for channel in kernel.channels.values()]
-    if kernel.channels["shell"]["endpoint"].startswith("tcp://") and not _is_local(kernel):
+    own = [port_or_path(channel["endpoint"]) for channel in kernel.channels.values()]
+    if not _is_local(kernel):
         return
     pids = {pid for place in own for pid, _ in listeners.get(place, ())}
     processes = []
@@ -237,6 +269,8 @@ def _find_process(kernel: KernelStatus, connections: list[Any], listeners: _List
     # The oldest: forked children hold the same ports.
     created, process = min(processes, key=lambda started: started[0])
     kernel.pid = process.pid
+    with contextlib.suppress(psutil.Error):
+        kernel.user = user_name(process.uids().real)
     kernel.since = datetime.fromtimestamp(created, timezone.utc).astimezone()
     remotes = {
         connection.raddr
@@ -266,14 +300,16 @@ def _debug_adapters(remotes: set[Any], listeners: _Listeners) -> set[int]:
     return found
 
 
-def _port_or_path(endpoint: str) -> str:
+def port_or_path(endpoint: str) -> str:
+    """Return the port of a tcp endpoint, or the path of an ipc one."""
     transport, _, address = endpoint.partition("://")
     return address if transport == "ipc" else address.rpartition(":")[2]
 
 
 def _is_local(kernel: KernelStatus) -> bool:
-    host = kernel.channels["shell"]["endpoint"].partition("://")[2].rpartition(":")[0]
-    if host.startswith("127.") or host == "localhost":
+    transport, _, address = next(iter(kernel.channels.values()))["endpoint"].partition("://")
+    host = address.rpartition(":")[0]
+    if transport == "ipc" or host.startswith("127.") or host == "localhost":
         return True
     return any(
         address.address == host for addresses in psutil.net_if_addrs().values() for address in addresses

@@ -142,7 +142,9 @@ class XPubContext:
 
 
 class HeardStream(ZMQStream):
-    """A stream of shell or control, which tells the gate by which connection each message came.
+    """A stream of shell or control, whose messages are dropped or named by the connection they came by.
+
+    The name is one more frame at their end, which `CurveSession` takes off.
 
     Parameters
     ----------
@@ -164,7 +166,7 @@ class HeardStream(ZMQStream):
         super().__init__(socket, *args, **kwargs)
 
     def on_recv(self, callback: Callable[..., Any] | None, copy: bool = True) -> None:
-        """Call *callback* with each message, once the gate has heard of it."""
+        """Call *callback* with each message, once the gate has heard of it and named its client."""
         channel = self.curve_channel
         if callback is None or copy or channel is None:
             super().on_recv(callback, copy=copy)
@@ -172,7 +174,11 @@ class HeardStream(ZMQStream):
         heard = self.curve_gate.heard
 
         def receive(frames: list[zmq.Frame]) -> Any:
-            heard(channel, frames[0])
+            speaker = heard(channel, frames[0])
+            if speaker is not None:
+                if speaker.reason is not None:
+                    return None
+                frames.append(speaker.tag)
             return callback(frames)
 
         super().on_recv(receive, copy=False)

@@ -69,7 +69,10 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
     "jupyter_client": {
         "jupyter_client.connect:ConnectionFileMixin._create_connected_socket": "",
         "jupyter_client.connect:ConnectionFileMixin._make_url": "",
+        "jupyter_client.connect:ConnectionFileMixin._session_default": "",
         "jupyter_client.manager:KernelManager._close_control_socket": "",
+        "jupyter_client.manager:KernelManager._control_socket": "",
+        "jupyter_client.manager:KernelManager._ready": "",
         "jupyter_client.manager:KernelManager._connect_control_socket": "",
         "jupyter_client.manager:KernelManager._async_kill_kernel": "",
         "jupyter_client.manager:KernelManager._async_cleanup_resources": "",

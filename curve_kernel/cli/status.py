@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import connection_file
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..inspect import KernelStatus, find_connection_file, inspect_kernels, short_names
+from ..machine import inspect_machine
 from . import Command
 
 __all__ = ["StatusApp"]
@@ -47,6 +48,9 @@ class StatusApp(Command):
             metavar="FILE",
             help="a connection file, or a part of its name; all in Jupyter's runtime folder by default",
         )
+        parser.add_argument(
+            "--all-users", action="store_true", help="every kernel on this machine, for root"
+        )
         parser.add_argument("--json", action="store_true", help="print JSON")
         parser.add_argument(
             "--watch",
@@ -56,22 +60,26 @@ class StatusApp(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """Look once, or again and again."""
+        if options.all_users and options.files:
+            raise CurveKernelError("--all-users looks at every kernel: leave out the files")
         if options.watch:
             return self._watch(options)
-        kernels = inspect_kernels(self._paths(options.files))
+        kernels = self._inspect(options)
         if options.json:
             print(json.dumps([kernel.as_json() for kernel in kernels], indent=2))  # noqa: T201
         else:
             console = _console()
-            console.print(_render(kernels, console), crop=False)
+            console.print(_render(kernels, console, options.all_users), crop=False)
         alive = [kernel for kernel in kernels if kernel.verdict != "dead"]
         return int(any(kernel.verdict != "encrypted" for kernel in alive))
 
     @staticmethod
-    def _paths(files: Sequence[str]) -> list[str]:
-        if not files:
-            return [path for _, path in sorted(_in_runtime_folder())]
-        return [find_connection_file(name) for name in files]
+    def _inspect(options: argparse.Namespace) -> list[KernelStatus]:
+        if options.all_users:
+            return inspect_machine()
+        if not options.files:
+            return inspect_kernels([path for _, path in sorted(_in_runtime_folder())])
+        return inspect_kernels([find_connection_file(name) for name in options.files])
 
     def _watch(self, options: argparse.Namespace) -> int:
         console = _console()
@@ -79,14 +87,14 @@ class StatusApp(Command):
         before = None
         with contextlib.suppress(KeyboardInterrupt), live or contextlib.nullcontext():
             while True:
-                kernels = inspect_kernels(self._paths(options.files))
+                kernels = self._inspect(options)
                 now = [kernel.as_json() for kernel in kernels]
                 if options.json and now != before:
                     print(json.dumps(now), flush=True)  # noqa: T201
                 elif not options.json and live is not None:
-                    live.update(_render(kernels, console), refresh=True)
+                    live.update(_render(kernels, console, options.all_users), refresh=True)
                 elif not options.json and now != before:
-                    console.print(_render(kernels, console), crop=False)
+                    console.print(_render(kernels, console, options.all_users), crop=False)
                 before = now
                 time.sleep(self.INTERVAL)
         return 0
@@ -106,7 +114,9 @@ def _in_runtime_folder() -> Iterable[tuple[float, str]]:
     for path in paths:
         with contextlib.suppress(OSError, CurveKernelError):
             # A kernel may be started with a file of any name, and servers have theirs here too.
-            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
+            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(
+                path, trusted=False
+            ):
                 yield _modified(path), str(path)
 
 
@@ -123,18 +133,21 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=10_000)
 
 
-def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType:
+def _render(kernels: Sequence[KernelStatus], console: Console, all_users: bool) -> RenderableType:
+    if not kernels and all_users:
+        return "No kernel runs on this machine"
     if not kernels:
         return f"No kernel has a connection file in {jupyter_runtime_dir()}"
     style = box.SIMPLE_HEAD if console.is_terminal else None
     table = Table(box=style, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in ("verdict", "kernel", "pid", "since", "channels", "file", "gives away"):
+    user = ["user"] if all_users else []
+    for heading in ("verdict", *user, "kernel", "pid", "since", "channels", "file", "gives away"):
         # What a person copies is never wrapped.
         wraps = heading in ("channels", "gives away")
         table.add_column(heading, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     further = []
     # As a shell takes them.
-    names = map(shlex.quote, short_names([kernel.file for kernel in kernels]))
+    names = map(shlex.quote, short_names([kernel.file or "-" for kernel in kernels]))
     for kernel, name in zip(kernels, names, strict=True):
         shown = name
         if len(name) > _NAME and console.is_terminal:
@@ -142,11 +155,12 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
             further.append(f"{shown} is {name}")
         table.add_row(
             Text(kernel.verdict, _COLORS.get(kernel.verdict, "dim")),
-            Text(_printable(kernel.kernel_name) or "-"),
+            *([Text(printable(kernel.user))] if all_users else []),
+            Text(printable(kernel.kernel_name) or "-"),
             str(kernel.pid or "-"),
             _since(kernel),
             Text(_spoken(kernel)),
-            Text(_printable(shown)),
+            Text(printable(shown)),
             _exposed(kernel),
         )
         if kernel.problem:
@@ -159,7 +173,7 @@ def _render(kernels: Sequence[KernelStatus], console: Console) -> RenderableType
         if ports:
             further.append(f"process {kernel.pid} also listens on {', '.join(ports)}")
     # The terminal wraps these, so that a path in them can be copied.
-    lines = (Text(_printable(line), no_wrap=True, overflow="ignore") for line in further)
+    lines = (Text(printable(line), no_wrap=True, overflow="ignore") for line in further)
     return Group(table, *lines)
 
 
@@ -177,11 +191,6 @@ def _spoken(kernel: KernelStatus) -> str:
     if len(by_mechanism) == 1:
         return next(iter(by_mechanism))
     return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items()) or "-"
-
-
-def _printable(text: str) -> str:
-    # A file's content must not drive the terminal.
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _exposed(kernel: KernelStatus) -> Text:

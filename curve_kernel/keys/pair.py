@@ -11,7 +11,7 @@ from zmq.utils import z85
 
 from ..errors import CurveKernelError
 
-__all__ = ["KeyPair", "parse", "require_curve"]
+__all__ = ["KeyPair", "as_hex", "parse", "parse_public", "require_curve"]
 
 # pyzmq looks there for each key, also for the key of a client that connects, and code in a cell may
 # replace what `struct` holds.
@@ -68,6 +68,29 @@ def parse(value: object, where: str) -> bytes:
     except (KeyError, ValueError, _StructError):  # no digit of Z85, or five that exceed 32 bits
         raise CurveKernelError(f"{where} is not Z85 text", _FORM) from None
     return text
+
+
+def parse_public(text: str, where: str) -> bytes:
+    """Check a public key in hexadecimal, 64 digits, or in Z85, and return it in Z85.
+
+    Z85 is full of characters that a shell takes for its own, hence hexadecimal on command lines.
+
+    Raises
+    ------
+    CurveKernelError
+        If it is neither.
+    """
+    if len(text) == 64:
+        try:
+            return z85.encode(bytes.fromhex(text))
+        except ValueError:
+            raise CurveKernelError(f"{where} is not hexadecimal", _FORM) from None
+    return parse(text, where)
+
+
+def as_hex(public_key: bytes) -> str:
+    """Return a public key, 40 bytes of Z85, in hexadecimal."""
+    return z85.decode(public_key).hex()
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,20 +15,22 @@ import jupyter_client
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
-from traitlets import Bool, CaselessStrEnum
+from traitlets import Bool, CaselessStrEnum, List, TraitError, Unicode, default
 
 from .. import connection_file, keys, sockets
 from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
-from ..client.heartbeat import keyed_heartbeat
+from ..distribution import Distribution, distribution_for, how_to_encrypt, site_plaintext_kernels
 from ..errors import CurveKernelError
 from ..folders import NoFolderError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
+from .handover import Handover, starts_python
+from .holders import holding_manager, presenting_client
 from .ports import HeldPorts
-from .reconnecting import Reconnecting, connected
+from .reconnecting import Reconnecting
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -66,12 +68,21 @@ class CurveProvisioner(LocalProvisioner):
     """
 
     key_distribution = CaselessStrEnum(
-        ["env", "file"],
-        default_value="env",
+        ["env", "file", "auto"],
         config=True,
         help="""How the kernel learns its secret key: 'env' hands it over in
         $JUPYTER_CURVE_SECRETKEY, and the connection file holds the public key only; 'file' writes
-        both keys into the connection file, for kernels that look for them there.""",
+        both keys into the connection file, for kernels that look for them there; 'auto' is 'env' for
+        a kernelspec that starts curve_kernel, 'file' for one that advertises curve, and starts no
+        other. The default is 'env' for a kernelspec that names this provisioner, and 'auto' for one
+        that gets it by $JUPYTER_DEFAULT_PROVISIONER_NAME. If this is not set,
+        the variable names a pipe for a kernel that a wrapper starts.""",
+    )
+    plaintext_kernels = List(
+        Unicode(),
+        config=True,
+        help="""The kernelspecs that 'auto' starts although they can't encrypt, in plaintext, with a
+        warning in the log each time. Set it in jupyter_config.json, which counts in every program.""",
     )
     message_signing = Bool(
         True,
@@ -80,6 +91,8 @@ class CurveProvisioner(LocalProvisioner):
     )
 
     _keys: KeyPair | None = None
+    _distribution: Distribution | None = None
+    """How this kernel gets its keys; None where it runs in plaintext, which a site has allowed."""
     _allowlist: Path | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -87,11 +100,24 @@ class CurveProvisioner(LocalProvisioner):
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
             raise StartError(
                 f"the curve-provisioner has no option {', '.join(unknown)}",
-                "in its kernelspec's config there can be key_distribution and message_signing",
+                "in its kernelspec's config there can be key_distribution, message_signing and"
+                " plaintext_kernels",
             )
         super().__init__(**kwargs)
-        self._held_ports = HeldPorts()
+        # Who asks for it by name gets the variable, whatever the kernel is started by.
+        self._by_variable = "key_distribution" in kwargs
+        self._held_ports, self._handover = HeldPorts(), Handover()
         self._reconnecting = Reconnecting()
+
+    @default("key_distribution")
+    def _default_key_distribution(self) -> str:
+        metadata = self.kernel_spec.metadata if self.kernel_spec else {}
+        named = "provisioner_name" in metadata.get("kernel_provisioner", {})
+        return "env" if named or not self.kernel_spec else "auto"
+
+    @default("plaintext_kernels")
+    def _default_plaintext_kernels(self) -> list[str]:
+        return site_plaintext_kernels()
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Make the key pair, or keep that of a restarted kernel, and write the connection file."""
@@ -103,6 +129,9 @@ class CurveProvisioner(LocalProvisioner):
                 "the curve-provisioner has no kernel manager to give its keys to",
                 "start the kernel through a jupyter_client KernelManager",
             )
+        self._distribution = self._choose_distribution(km)
+        if self._distribution is None:
+            return await super().pre_launch(**kwargs)
         arguments = [*km.kernel_spec.argv, *(kwargs.get("extra_arguments") or ())]
         if not any("{connection_file}" in argument for argument in arguments):
             raise StartError(
@@ -118,7 +147,7 @@ class CurveProvisioner(LocalProvisioner):
         km.curve_publickey = km.curve_secretkey = None
         kwargs = await super().pre_launch(transport_encryption="disabled", **kwargs)
         public_key, secret_key = self._keys.public_key.decode(), self._keys.secret_key.decode()
-        if self.key_distribution == "file":
+        if self._distribution == "file":
             connection_file.update(
                 km.connection_file,
                 {"curve_publickey": public_key, "curve_secretkey": secret_key},
@@ -132,21 +161,51 @@ class CurveProvisioner(LocalProvisioner):
         self._reconnecting = Reconnecting(*(km._make_url(channel) for channel in ("iopub", "stdin")))
         return kwargs
 
+    def _choose_distribution(self, km: Any) -> Distribution | None:
+        if self.key_distribution != "auto":
+            return self.key_distribution  # type: ignore[no-any-return]
+        name = km.kernel_name
+        if distribution := distribution_for(km.kernel_spec):
+            return distribution
+        try:
+            allowed = {allowed.lower() for allowed in self.plaintext_kernels}
+        except TraitError as error:
+            raise StartError(f"kernel {name} does not start: {error}") from None
+        if name.lower() not in allowed:
+            raise StartError(
+                f"kernel {name} does not start: it can't encrypt, as its kernelspec neither starts"
+                " curve_kernel nor advertises curve",
+                how_to_encrypt(name, km.kernel_spec),
+            )
+        self.log.warning("Kernel %s speaks PLAINTEXT: it is listed in plaintext_kernels", name)
+        return None
+
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel process, with the secret key in its environment for ``env``."""
-        assert self._keys is not None
         env = dict(kwargs.pop("env", os.environ))
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
             env.pop(variable, None)
-        if self.key_distribution == "env":
-            env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
+        if self._distribution == "env":
+            env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
         self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
-            self._held_ports.release()
-            self._reconnecting.close()
+            self._release()
             raise
+
+    def _secret_for(self, command: list[str]) -> str:
+        """Return the secret key, or for a wrapper what names the pipe that holds it."""
+        assert self._keys is not None
+        secret_key, km = self._keys.secret_key, self.parent
+        if km is None or self._by_variable or starts_python(command):
+            return secret_key.decode()
+        return self._handover.open(km.connection_file, secret_key)
+
+    def _release(self) -> None:
+        self._held_ports.release()
+        self._handover.close()
+        self._reconnecting.close()
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Give the manager its keys, other clients the public one, and see that the kernel has its own.
@@ -157,10 +216,13 @@ class CurveProvisioner(LocalProvisioner):
             If the kernel ended because its list of clients can't be trusted, or its control port does
             not speak CURVE with the key pair that it was given. The kernel has been ended then.
         """
+        if self._distribution is None:
+            await super().post_launch(**kwargs)
+            return
         assert self._keys is not None
         try:
             await super().post_launch(**kwargs)
-            if self.key_distribution == "env":
+            if self._distribution == "env":
                 km = self._set_manager_keys()
                 km._close_control_socket()
                 km._connect_control_socket()
@@ -174,8 +236,7 @@ class CurveProvisioner(LocalProvisioner):
             await self._end_kernel()
             raise
         finally:
-            self._held_ports.release()
-            self._reconnecting.close()
+            self._release()
 
     async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -221,7 +282,9 @@ class CurveProvisioner(LocalProvisioner):
             )
         return StartError(
             f"kernel {name} ignores its CURVE keys, so it was ended: its port speaks {mechanism}",
-            "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
+            "its kernelspec promises curve: upgrade what it starts (ipykernel encrypts from 7.3 on)"
+            if self._distribution == "file"
+            else "start curve_kernel in its kernelspec, or use key_distribution=file if it can encrypt",
         )
 
     def _allowlist_problem(self) -> CurveKernelError | None:
@@ -247,7 +310,7 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
-        self._held_ports.release()
+        self._release()
         if not restart:
             self._keys = None
 
@@ -255,16 +318,8 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
-        km.client_factory = _presenting_keys(km.client_factory)
-        if "_create_connected_socket" not in vars(km):
-            create = km._create_connected_socket
-
-            def create_connected_socket(channel: str, identity: bytes | None = None) -> Any:
-                socket = create(channel, identity=identity)
-                connected(channel, socket, km._make_url(channel))
-                return socket
-
-            vars(km)["_create_connected_socket"] = create_connected_socket
+        km.__class__ = holding_manager(type(km))
+        km.client_factory = presenting_client(km.client_factory)
         return km
 
 
@@ -301,40 +356,3 @@ def _require_jupyter_client() -> None:
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
         )
-
-
-def _presenting_keys(factory: type) -> type:
-    """Make a client class of *factory* whose heartbeat presents the manager's key pair too.
-
-    It also accepts the keys as str: ``KernelManager.client()`` of jupyter_client 8.9 passes them so,
-    and its own clients refuse them with a TraitError, until 8.10.
-    """
-    if hasattr(factory, "presents_keys"):
-        return factory
-
-    class Client(factory):
-        presents_keys = True
-        hb_channel_class: Any
-
-        def __init__(self, **kwargs: Any) -> None:
-            for name in ("curve_publickey", "curve_secretkey"):
-                if isinstance(kwargs.get(name), str):
-                    kwargs[name] = kwargs[name].encode("ascii")
-            super().__init__(**kwargs)
-
-        def _create_connected_socket(self, channel: str, identity: bytes | None = None) -> Any:
-            socket = super()._create_connected_socket(channel, identity=identity)
-            if not hasattr(self, "client_keys"):  # which this package's own clients watch themselves
-                connected(channel, socket, self._make_url(channel))
-            return socket
-
-        @property
-        def hb_channel(self) -> Any:
-            public_key, secret_key = self.curve_publickey, self.curve_secretkey
-            if self._hb_channel is None and public_key and secret_key:
-                pair = KeyPair(public_key, secret_key)
-                self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, pair)
-            return super().hb_channel
-
-    Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
-    return Client

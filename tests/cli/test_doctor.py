@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ipykernel
 from support import MODULE, environment, on_terminal
 
 from curve_kernel.cli.install import shipped_spec
@@ -40,6 +41,9 @@ def doctor(*, python: str = sys.executable, **env: str) -> tuple[int, list[dict[
     return done.returncode, findings
 
 
+SITE = {"JUPYTER_DEFAULT_PROVISIONER_NAME": "curve-provisioner"}
+
+
 def found(findings: list[dict[str, str]], level: str, says: str) -> dict[str, str]:
     [finding] = [one for one in findings if one["level"] == level and says in one["message"]]
     return finding
@@ -61,8 +65,8 @@ def patched(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-def test_healthy():
-    code, findings = doctor()
+def test_healthy(monkeypatch):
+    code, findings = doctor(**SITE)
     assert code == 0, findings
     assert {one["check"] for one in findings} == {
         "versions",
@@ -77,6 +81,7 @@ def test_healthy():
     assert "libsodium" in found(findings, "ok", "has CURVE")["message"]
     found(findings, "ok", "a throw-away kernel ran code")
     subprocess.run([*MODULE, "keygen"], check=True, timeout=30, capture_output=True)
+    monkeypatch.setenv(*next(iter(SITE.items())))
     out = subprocess.run(
         [*MODULE, "doctor"], check=True, timeout=100, capture_output=True, text=True
     ).stdout
@@ -142,6 +147,64 @@ def test_kernelspecs(tmp_path):
     assert found(findings, "ok", "gone in")
 
 
+def test_plaintext(tmp_path, monkeypatch):
+    """Which kernelspecs are plaintext here, stock's first, and the ways to close that."""
+    write_spec("another", argv=["another", "{connection_file}"], metadata={})
+    local = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    write_spec("local", argv=["local", "{connection_file}"], metadata=local)
+    write_spec("ours", metadata={})
+    code, findings = doctor()
+    assert code == 0
+    finding = found(findings, "warning", "in plaintext")
+    names = [part.split()[0] for part in finding["message"].split(", ")]
+    assert names == ["python3", "another", "local"]
+    variable, install, upstream = finding["command"].splitlines()
+    assert variable.startswith("export JUPYTER_DEFAULT_PROVISIONER_NAME=curve-provisioner")
+    assert "install --sys-prefix --name python3" in install
+    assert "reinstalled ipykernel undoes it" in install
+    assert "transport_encryption" in upstream
+    # What it says, done.
+    _, findings = doctor(**SITE)
+    message = found(findings, "warning", "in plaintext")["message"]
+    assert message.startswith("local in")
+    found(findings, "ok", "another does not start: it can't encrypt")
+    encrypted = ["ours", "python3"] if ipykernel.version_info >= (7, 3) else ["ours"]
+    says = found(findings, "ok", "encrypted by $JUPYTER_DEFAULT")["message"].partition(": ")[2]
+    assert sorted(says.split(", ")) == encrypted
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path))
+    allowed = {"CurveProvisioner": {"plaintext_kernels": ["another"]}}
+    (tmp_path / "jupyter_config.json").write_text(json.dumps(allowed))
+    found(doctor(**SITE)[1], "warning", "another starts in plaintext: it can't encrypt")
+    code, findings = doctor(JUPYTER_DEFAULT_PROVISIONER_NAME="curve-provisoner")
+    assert code == 1
+    finding = found(findings, "failure", "names the provisioner curve-provisoner")
+    assert finding["command"] == variable.split("  #")[0]
+
+
+def test_stock_is_back(tmp_path):
+    """`install --name python3`, and then pip upgrades ipykernel, or its kernelspec is installed."""
+    python = environment(tmp_path / "env")
+    stock = tmp_path / "env" / "share" / "jupyter" / "kernels" / "python3"
+    run = {"check": True, "timeout": 60, "capture_output": True, "text": True}
+    ipykernel_install = [python, "-m", "ipykernel", "install", "--sys-prefix"]
+    install = [python, "-m", "curve_kernel", "install", "--sys-prefix", "--name", "python3"]
+    subprocess.run(ipykernel_install, **run)
+    file = (stock / "kernel.json").read_text()
+    assert "puts its own back" in subprocess.run(install, **run).stdout
+    says = f"python3 in {stock} was encrypted by `install --name python3`"
+    assert [one for one in doctor(python=python)[1] if one["level"] != "ok"] == []
+    (stock / "kernel.json").write_text(file)  # as pip does
+    finding = found(doctor(python=python)[1], "warning", says)
+    assert finding["command"] == " ".join(install)
+    subprocess.run(["sh", "-ec", finding["command"]], **run)
+    subprocess.run(ipykernel_install, **run)
+    finding = found(doctor(python=python)[1], "warning", says)
+    # Who wants it back says so.
+    uninstall = [python, "-m", "curve_kernel", "uninstall", "--name", "python3"]
+    assert f"Left {stock}" in subprocess.run(uninstall, **run).stdout
+    assert not [one for one in doctor(python=python)[1] if says in one["message"]]
+
+
 def test_the_requirement_is_where_this_was_installed_from(tmp_path):
     """There is no release, so the package's name alone would not do."""
     site = tmp_path / "site"
@@ -191,7 +254,7 @@ def test_a_kernelspec_of_another_environment_that_is_not_shown(tmp_path):
         f"which runs {kernel}, is not shown: {shared}/python3-curve comes first" in finding["message"]
     )
     subprocess.run(["sh", "-ec", finding["command"]], check=True, timeout=30, capture_output=True)
-    code, findings = doctor(python=jupyter)
+    code, findings = doctor(python=jupyter, **SITE)
     assert [one for one in findings if one["level"] != "ok"] == []
     shown = found(
         findings, "ok", f"python3-curve-analysis in {data}/python3-curve-analysis runs {kernel}"
