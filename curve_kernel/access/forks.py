@@ -8,11 +8,10 @@ its listening sockets down, which ends them for everybody who holds them.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+from _socket import SHUT_RDWR, socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from os import O_CLOEXEC, O_RDONLY, close, devnull, dup2, fstat
+from os import O_CLOEXEC, O_RDONLY, close, devnull, dup, dup2, fstat
 from os import open as os_open
 
 __all__ = ["let_go", "shut_down_at_end"]
@@ -41,11 +40,11 @@ def shut_down_at_end(listening: Iterable[tuple[int, int]]) -> Iterator[None]:
     kept = []
     for descriptor, inode in listening:
         with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_ino == inode:
-                kept.append(socket.socket(fileno=os.dup(descriptor)))
+            if fstat(descriptor).st_ino == inode:
+                kept.append(socket(fileno=dup(descriptor)))
     try:
         yield
     finally:
         for one in kept:
-            with contextlib.suppress(OSError), one:
-                one.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError), contextlib.closing(one):
+                one.shutdown(SHUT_RDWR)

@@ -187,9 +187,7 @@ def _within_open_files(limits: Limits, log: logging.Logger) -> Limits:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
             soft = room
     except (OSError, ValueError) as error:  # in a sandbox
-        log.warning(
-            "The limit of open files can't be read or raised, and is taken as %d: %s", soft, error
-        )
+        log.warning("The limit of open files can't be raised, and is taken as %d: %s", soft, error)
     files = max(soft, 8) if soft != unlimited else sys.maxsize
     return limits._replace(
         handshakes=min(limits.handshakes, files // 4), connections=min(limits.connections, files // 8)

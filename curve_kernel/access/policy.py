@@ -12,11 +12,11 @@ from datetime import datetime
 from errno import EMFILE, ENFILE
 from os import O_CLOEXEC, O_RDONLY, close, devnull, urandom
 from os import open as open_descriptor
-from time import time
 from typing import Any, NamedTuple
 
 import zmq
 
+from ..clock import time
 from .allowlist import MANAGER, OWN_CLIENT, AuthorizedClients, Client
 from .audit import Reason
 from .connection import Peer
