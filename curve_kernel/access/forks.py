@@ -35,8 +35,8 @@ def let_go(held: Iterable[tuple[int, int]]) -> None:
 def shut_down_at_end(listening: Iterable[tuple[int, int]]) -> Iterator[None]:
     """Shut down listening sockets, by descriptor and inode, at the end of the block.
 
-    libzmq closes them in it: before, it would take their end for an error of its own, and abort. A child
-    that C code forked, and that goes on to its end in Python, leaves the kernel's sockets alone.
+    libzmq closes them in it: before, it would take their end for an error of its own, and abort. A
+    child that C code forked, and that goes on to its end in Python, leaves the kernel's sockets alone.
     """
     kept = []
     for descriptor, inode in listening if os.getpid() == _PROCESS else ():
