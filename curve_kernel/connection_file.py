@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,13 @@ def read(path: str | os.PathLike[str], *, trusted: bool = True) -> dict[str, Any
         text, status = files.read(path)
         if trusted and (problem := trust.file_problem("connection file", os.fspath(path), status)):
             raise problem
-        content = json.loads(text)
+        content = loads(text)
     except OSError as error:
         can = "may not" if isinstance(error, PermissionError) else "can't"
         raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
         # The line only: some of the parser's messages quote the file.
-        where = f", see line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        where = f", see line {error.lineno}" if isinstance(error, JSONDecodeError) else ""
         raise CurveKernelError(f"{name} is not JSON{where}", hint) from None
     if not isinstance(content, dict):
         raise CurveKernelError(f"{name} is JSON but not an object", hint)
@@ -112,7 +112,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         If its folder can't be written.
     """
     try:
-        files.replace(path, json.dumps(content, indent=1).encode())
+        files.replace(path, dumps(content, indent=1).encode())
     except OSError as error:
         raise _not_written(path, error) from None
 

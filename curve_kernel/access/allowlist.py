@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from os import scandir
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
@@ -255,7 +256,8 @@ def _exists(folder: Path) -> bool:
 
 def _certificates(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.name.endswith(".key"))
+        with scandir(folder) as found:
+            return sorted(folder / entry.name for entry in found if entry.name.endswith(".key"))
     except OSError as error:
         raise _unreadable("folder", folder, error) from None
 

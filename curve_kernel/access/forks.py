@@ -11,6 +11,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from os import O_CLOEXEC, O_RDONLY, close, devnull, dup2, fstat
+from os import open as os_open
 
 __all__ = ["let_go", "shut_down_at_end"]
 
@@ -20,15 +23,15 @@ _PROCESS = os.getpid()
 def let_go(held: Iterable[tuple[int, int]]) -> None:
     """Close descriptors that have the inode given with each; their numbers stay taken."""
     try:
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        null = os_open(devnull, O_RDONLY | O_CLOEXEC)
     except OSError:
         return
     for descriptor, inode in held:
-        with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_ino == inode:
+        with suppress(OSError):
+            if fstat(descriptor).st_ino == inode:
                 # libzmq's number stays taken: nothing else in the child gets it.
-                os.dup2(null, descriptor, inheritable=False)
-    os.close(null)
+                dup2(null, descriptor, inheritable=False)
+    close(null)
 
 
 @contextlib.contextmanager

@@ -40,9 +40,7 @@ __all__ = [
     "public_certificate",
 ]
 
-_OUT = (
-    "Every kernel of yours that runs disconnects who has it within two seconds; no restart is needed."
-)
+_OUT = "Your kernels that run disconnect that key within two seconds; no restart is needed."
 
 
 def make_identity(*, force: bool = False) -> KeyPair:

@@ -151,7 +151,9 @@ def connected(path: str, connect: Callable[[], Any]) -> Any:
     except NobodyThereError as error:
         raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
     except KeyNotAuthorizedError as error:
-        info = connection_file.read(path)
+        info: dict[str, Any] = {}
+        with contextlib.suppress(CurveKernelError):  # the kernel has just removed it
+            info = connection_file.read(path)
         if (end := until(info)) is not None and end <= datetime.now().astimezone():
             raise KeyNotAuthorizedError(
                 f"this access to the kernel {show(end)}", "ask the kernel's user to share it again"
