@@ -86,7 +86,7 @@ _HIDDEN = "(hidden: it has the form of a key)"
 
 def _is_path(text: str) -> bool:
     folder = os.path.dirname(text)  # noqa: PTH120
-    return len(folder) > 1 and os.path.isdir(folder)  # noqa: PTH112
+    return bool(folder.strip("/.~")) and os.path.isdir(folder)  # noqa: PTH112
 
 
 def suggest(word: str, names: Iterable[str], cutoff: float = 0.7) -> str | None:

@@ -16,6 +16,8 @@ from os import open as os_open
 
 __all__ = ["let_go", "shut_down_at_end"]
 
+_PROCESS = os.getpid()
+
 
 def let_go(held: Iterable[tuple[int, int]]) -> None:
     """Close descriptors that have the inode given with each; their numbers stay taken."""
@@ -35,10 +37,11 @@ def let_go(held: Iterable[tuple[int, int]]) -> None:
 def shut_down_at_end(listening: Iterable[tuple[int, int]]) -> Iterator[None]:
     """Shut down listening sockets, by descriptor and inode, at the end of the block.
 
-    libzmq closes them in it: before, it would take their end for an error of its own, and abort.
+    libzmq closes them in it: before, it would take their end for an error of its own, and abort. A
+    child that C code forked, and that goes on to its end in Python, leaves the kernel's sockets alone.
     """
     kept = []
-    for descriptor, inode in listening:
+    for descriptor, inode in listening if os.getpid() == _PROCESS else ():
         with contextlib.suppress(OSError):
             if fstat(descriptor).st_ino == inode:
                 kept.append(socket(fileno=dup(descriptor)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from .audit import AuditLog
 from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor
+from .open_files import within_open_files
 from .policy import Policy, Speaker
 from .port import Port
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from .record import Record
 
 __all__ = ["Gate"]
-
-_OPEN_FILES = 8192
 
 
 class Gate:
@@ -83,7 +80,7 @@ class Gate:
             open_heartbeat=open_heartbeat,
         )
         self._audit = AuditLog(log, record)
-        self._monitor = Monitor(self.policy, _within_open_files(limits, log), self._audit, log)
+        self._monitor = Monitor(self.policy, within_open_files(limits, log), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -171,24 +168,3 @@ class Gate:
         ending = shut_down_at_end(self._monitor.listening())
         self.close()
         return ending
-
-
-def _within_open_files(limits: Limits, log: logging.Logger) -> Limits:
-    """Make room for more open files, if that is allowed, and keep *limits* within what there is.
-
-    libzmq accepts faster than connections can be disconnected, and code must always be able to open a
-    file. Each connection takes two descriptors.
-    """
-    soft, unlimited = 1024, resource.RLIM_INFINITY
-    try:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
-        if soft != unlimited and soft < room:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
-            soft = room
-    except (OSError, ValueError) as error:  # in a sandbox
-        log.warning("The limit of open files can't be raised, and is taken as %d: %s", soft, error)
-    files = max(soft, 8) if soft != unlimited else sys.maxsize
-    return limits._replace(
-        handshakes=min(limits.handshakes, files // 4), connections=min(limits.connections, files // 8)
-    )

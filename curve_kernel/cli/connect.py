@@ -55,7 +55,7 @@ def find(name: str | None) -> str:
     """
     if name and (os.sep in name or name.startswith("~")):
         path = Path(os.path.expanduser(name))  # noqa: PTH111  there may be no home
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110  a name that is too long does not
             raise CurveKernelError(f"there is no connection file {name}", _HINT)
         return str(path.absolute())
     files = _fitting(name)
@@ -63,7 +63,7 @@ def find(name: str | None) -> str:
         if name is None:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
         for path in (Path.cwd() / name, Path(jupyter_runtime_dir()) / name):
-            if path.is_file():
+            if os.path.isfile(path):  # noqa: PTH113
                 connection_file.read(path)  # says why it does not count
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
@@ -94,8 +94,10 @@ def _fitting(name: str | None) -> list[str]:
             return _by_time(exact)
         name = f"*{name}*"
     pattern = name if name.endswith(".json") else f"{name}.json"
-    found = {file for file in runtime.glob(pattern) if _is_connection_file(file)}
-    found |= {file for file in here.glob(pattern) if _is_connection_file(file)}
+    found = set()
+    with contextlib.suppress(ValueError, NotImplementedError, OSError):  # it is no pattern
+        for folder in (runtime, here):
+            found |= {file for file in folder.glob(pattern) if _is_connection_file(file)}
     return _by_time(found)
 
 

@@ -236,7 +236,7 @@ class CurveProvisioner(LocalProvisioner):
             await self._end_kernel()
             raise
         finally:
-            self._release()
+            self._held_ports.release()
 
     async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -256,6 +256,7 @@ class CurveProvisioner(LocalProvisioner):
                 while not handshake.done:
                     if await self.poll() is not None:
                         # The kernel has said why, and its manager sees that it ended.
+                        self._handover.close()
                         return self._allowlist_problem()
                     if time.monotonic() > deadline:
                         self.log.warning(
@@ -268,6 +269,7 @@ class CurveProvisioner(LocalProvisioner):
                     handshake.read()
             finally:
                 handshake.close()
+        self._handover.close()  # not where the wait was too long: the kernel may still read its key
         if handshake.outcome is None:
             return None
         name = km.kernel_name

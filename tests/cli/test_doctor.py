@@ -325,7 +325,6 @@ def test_key_files(folder):
     code, findings = doctor()
     assert code == 0
     assert "torn.key" in found(findings, "warning", "holds no public key")["message"]
-    (folder / "owners").chmod(0o777)
     secret = folder / "identity.key_secret"
     subprocess.run([*MODULE, "keygen"], check=True, timeout=30, capture_output=True)
     (folder / "owners").chmod(0o777)

@@ -285,6 +285,30 @@ def test_a_child_that_c_code_forked_keeps_no_port_open():
             child.kill()
 
 
+EXITS_IN_PYTHON = """
+import ctypes, os
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    from curve_kernel.app import CurveKernelApp
+    try:
+        with CurveKernelApp.instance()._gate.closing():
+            pass
+    finally:
+        os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_child_that_c_code_forked_ends_no_port_of_the_kernel():
+    with started("python3-curve") as (km, client):
+        assert run_code(client, EXITS_IN_PYTHON) == ("ok", "0\n")
+        again = km.client()
+        again.start_channels()
+        again.wait_for_ready(timeout=60)
+        assert run_code(again, "6 * 7") == ("ok", "42")
+        again.stop_channels()
+
+
 def test_the_filter():
     assert printable("plain ü") == "plain ü"
     assert printable("a\x1b[0m\n\t\u202e\udcff\u2028b") == "a?[0m?????b"

@@ -168,7 +168,7 @@ WORDS = [
     "x" * 300, "a\nb", "\udcff\x1b[0m", "\u202e", "*", "[", SECRET, f"--name={SECRET}", f"--{SECRET}",
     f"--role={SECRET}", f"--CurveKernelApp.client_authorization={SECRET}", "--allowlist", "-f",
     f"--IPKernelApp.{SECRET}=1", "--client-authorization", "--IPKernelApp.ip", "-1", "", "=",
-    "--=", "-e",
+    "--=", "-e", "**", "a/**", "~nobody/x", "x" * 5000, "[!", "kernel-*", "..",
 ]  # fmt: skip
 # The others wait for kernels, or start some.
 TRIED = ("authorize", "revoke", "keygen", "clients", "uninstall", "status", "watch")
