@@ -130,7 +130,11 @@ class Report:
         lines += [f"Connection file: {self.file}"] if self.file else []
         lines += [f"Record: {self.record}"] if self.record else []
         lines += [fill(line, _COLUMNS, subsequent_indent="  ") for line in self.activity()]
-        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        try:
+            drawn = [*map(_as_text, self.tables())]
+        except Exception:  # noqa: BLE001  code in a cell may have broken what rich needs
+            drawn = ["\n".join(map("  ".join, table)) for table in self.tables()]
+        paragraphs = ["\n".join(lines), *drawn]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
             paragraphs.append("\n".join(["In full:", *cut]))

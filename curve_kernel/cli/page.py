@@ -72,6 +72,7 @@ class Page:
         """Show a line of this program's own."""
         with self._lock:
             self._touch(self._new(f"note {self._last_key}", note=text))
+            self._trim()
 
     def show(self, message: dict[str, Any]) -> None:
         """Take in a message from iopub."""

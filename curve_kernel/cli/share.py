@@ -22,7 +22,7 @@ from ..access.allowlist import ROLES, check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
-from ..keys.expiry import show
+from ..keys.expiry import after, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
 from .clients import add_end_arguments, end_of, list_client, public_certificate
@@ -84,6 +84,8 @@ class ShareApp(Command):
     def run(self, options: argparse.Namespace) -> None:
         """List the client, and print the file; what to know is on standard error."""
         keys.require_curve()
+        if sys.stdout is None:
+            raise CurveKernelError("there is no standard output to print the file to", "add > FILE")
         name, public_key, pair = _client(options)
         end = end_of(options)
         if options.ticket and end is None:
@@ -101,15 +103,10 @@ class ShareApp(Command):
         hostname = str(info.pop("hostname", socket.gethostname()))
         info["ip"], note = _address(info, options.ip, path, hostname)
         _check_kernel(info, path)
+        _check_list(info, path)
         if pair is not None:
             _protect_output()
-        target = list_client(name, options.role, public_key, until=end, force=options.force)
-        if pair is not None and not _is_accepted(info, pair):
-            target.unlink(missing_ok=True)
-            raise CurveKernelError(
-                f"the kernel of {path} does not use the list of clients in {target.parent.parent}",
-                "share it as the user who started it, with that user's configuration",
-            )
+        list_client(name, options.role, public_key, until=end, force=options.force)
         info |= shared(name, options.role, end, pair)
         print(json.dumps(info, indent=1))  # noqa: T201
         for line in _remarks(name, options.role, end, pair, note):
@@ -226,6 +223,22 @@ def _check_kernel(info: Mapping[str, Any], path: str) -> None:
         raise CurveKernelError(
             "the kernel accepts anybody with the connection file, as its client_authorization is any",
             "start it with --allowlist: then roles and ends mean something",
+        )
+
+
+def _check_list(info: Mapping[str, Any], path: str) -> None:
+    """Make sure that the kernel accepts whom this user lists, by listing a key of a moment."""
+    pair = KeyPair.generate()
+    name, end = f"share-{secrets.token_hex(4)}", after("1min")
+    listed = list_client(name, "viewer", pair.public_key, until=end)
+    try:
+        accepted = _is_accepted(info, pair)
+    finally:
+        listed.unlink(missing_ok=True)
+    if not accepted:
+        raise CurveKernelError(
+            f"the kernel of {path} does not use the list of clients in {listed.parent.parent}",
+            "share it as the user who started it, with that user's configuration",
         )
 
 

@@ -72,6 +72,7 @@ class WebServer:
 
     def __init__(self, page: Page, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(24)
+        self._renderer = Renderer()
         try:
             if not 0 <= port < 1 << 16:
                 raise OverflowError("ports end at 65535")
@@ -95,12 +96,12 @@ class WebServer:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        shared = {"server": self, "page": self._page, "renderer": Renderer()}
+        shared = {"server": self, "page": self._page, "renderer": self._renderer}
         application = Application(
             [
                 (r"/", _PageHandler, shared),
                 (r"/events", _EventsHandler, shared),
-                (r"/cell/([\w-]{1,64})/\d{1,20}", _CellHandler, shared),
+                (r"/cell/([A-Za-z0-9_-]{1,64})/[0-9]{1,20}", _CellHandler, shared),
                 (r"/(page\.css|page\.js|cell\.css)", _StaticHandler, shared),
             ],
             default_handler_class=_NothingHandler,

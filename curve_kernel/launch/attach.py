@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import signal
 import time
@@ -149,19 +148,22 @@ class AttachProvisioner(KernelProvisionerBase):
         )
         if not hasattr(km, "reason"):
             raise error
-        # A server's page shows no error of a restart. It shows why its next connection to the kernel,
-        # which it makes after a restart, is refused: the error of this future. That connection is gone
-        # then, and the server lets go of the manager without another word.
+        # A server's page shows no error of a restart, but it connects again after one.
         km.stop_restarter()
-        self._leave()
-        ready: Future[None] = Future()
-        ready.set_exception(error)
-        km._ready = ready
+        self._leave()  # the server will let go of this manager without another word
+        self._refuse_connections(error)
 
         async def done() -> None:
             self.log.warning("%s", error)
 
         return done()
+
+    def _refuse_connections(self, error: CurveKernelError) -> None:
+        """Let a page's next connection to the kernel fail with *error*, which it then shows."""
+        ready: Future[None] = Future()
+        ready.set_exception(error)
+        km: Any = self.parent
+        km._ready = ready
 
     async def poll(self) -> int | None:
         """Tell whether the kernel runs and accepts this user: None if so.
@@ -199,7 +201,10 @@ class AttachProvisioner(KernelProvisionerBase):
         self.log.warning("The kernel that was joined is gone: %s", end)
         km.stop_restarter()
         if restarter := getattr(km, "_restarter", None):
-            restarter._fire_callbacks("dead")
+            if shows_reason := hasattr(km, "reason"):
+                self._refuse_connections(end)
+            # At "restart" a page connects again; "dead" it takes without a word.
+            restarter._fire_callbacks("restart" if shows_reason else "dead")
 
     async def wait(self) -> int | None:
         """Return at once: there is no process of ours."""
@@ -243,7 +248,8 @@ class _InterruptsOnly:
         self._provisioner = provisioner
 
     def send_multipart(self, frames: list[bytes], **_: Any) -> None:
-        header = json.loads(bytes(frames[2]))  # after the delimiter and the signature
+        km: Any = self._provisioner.parent
+        header = km.session.unpack(frames[2])  # after the delimiter and the signature
         if header["msg_type"] == "interrupt_request":
             self._provisioner.interrupt(frames)
 

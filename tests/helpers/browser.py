@@ -34,16 +34,10 @@ def jupyter_server(
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-    command = [
-        *prefix,
-        sys.executable,
-        "-m",
-        "jupyter",
-        app,
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-    ]
+    # Not by way of `jupyter lab`, which another user may not find.
+    module = ["jupyterlab"] if prefix and app == "lab" else ["jupyter", app]
+    command = [*prefix, sys.executable, "-m", *module]
+    command += ["--no-browser", "--allow-root", f"--port={port}"]
     command += [
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=t0ken",

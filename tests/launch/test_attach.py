@@ -19,6 +19,7 @@ import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
 from support import MODULE, check_error, headless, run_code, started, wait_for
 
+from curve_kernel.cli.kernelspecs import check_kernelspecs
 from curve_kernel.errors import CurveKernelError
 from curve_kernel.keys.certificates import load_identity
 
@@ -116,11 +117,10 @@ def check_ended(name: str, file: Path) -> None:
     with says(f"the kernel of {file} has ended"):
         km.start_kernel()
     assert command("attach", "--list").stdout == f"{name}  has ended  {file}\n"
-    findings = json.loads(command("doctor", "--json").stdout)
-    [found] = [finding for finding in findings if str(file) in finding["message"]]
-    assert found["level"] == "warning"
-    assert "which has ended" in found["message"]
-    subprocess.run(found["command"], shell=True, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    [found] = [finding for finding in check_kernelspecs() if str(file) in finding.message]
+    assert found.level == "warning"
+    assert "which has ended" in found.message
+    subprocess.run(found.command, shell=True, check=True, timeout=30, stdout=subprocess.DEVNULL)
     assert not (specs() / name).exists()
     assert command("attach", "--list").stdout == "Nothing is attached.\n"
 
