@@ -194,9 +194,11 @@ class Record:
         return found | ({name: code} if self._with_code else {})
 
     @property
-    def problem(self) -> str:
-        """Why the last event could not be written, and how many are lost; or empty."""
-        return self._file.problem and f"{self._file.problem} ({self._file.lost} events are lost)"
+    def status(self) -> str:
+        """The file, or why the last event could not be written, and how many are lost."""
+        if not self._file.problem:
+            return str(self.path)
+        return f"NOT WRITTEN: {self._file.problem} ({self._file.lost} events are lost)"
 
     def _write(self, now: datetime, data: dict[str, str]) -> None:
         with self._lock:
