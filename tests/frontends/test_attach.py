@@ -171,7 +171,7 @@ def test_two_users_on_one_kernel(tmp_path, her):
 def refused(lab: Lab) -> None:
     page = lab.page
     lab.menu("Kernel", "Restart Kernel…")
-    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     dialog = page.locator(".jp-Dialog").filter(has_text="is not restarted")
     expect(dialog).to_contain_text("choose the kernel again to go on", timeout=30_000)
     lab.screenshot("joined-restart")
