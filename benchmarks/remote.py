@@ -22,7 +22,7 @@ from jupyter_client import KernelManager
 
 TRIPS, SIZE = 200, 32 << 20
 NAMES = ("direct", "tunnel", "sshpyk")
-HEADINGS = ("start to ready", "`pass`, request to idle", "32 MiB of text", "ssh processes")
+HEADINGS = ("start to ready", "`pass`, request to idle", "32 MiB of text")
 
 
 def sshpyk_spec(host: FarHost) -> None:
@@ -60,18 +60,7 @@ def sshpyk_spec(host: FarHost) -> None:
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
-def ssh_processes(host: FarHost) -> int:
-    found = 0
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        found += words[0].startswith(b"ssh") and str(host.folder).encode() in b" ".join(words)
-    return found
-
-
-def measure(host: FarHost, name: str) -> tuple[float, float, float, float]:
+def measure(name: str) -> tuple[float, float, float]:
     before = time.perf_counter()
     manager = KernelManager(kernel_name=name)
     manager.start_kernel()
@@ -95,7 +84,7 @@ def measure(host: FarHost, name: str) -> tuple[float, float, float, float]:
         )
         output = time.perf_counter() - before
         assert sum(sizes) > SIZE
-        return ready, statistics.median(trips), output, ssh_processes(host)
+        return ready, statistics.median(trips), output
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -113,17 +102,12 @@ def main() -> None:
         results: dict[str, list[tuple[float, ...]]] = {name: [] for name in NAMES}
         for _ in range(rounds):
             for name in NAMES:
-                results[name].append(measure(host, name))
+                results[name].append(measure(name))
     print("| |", " | ".join(HEADINGS), "|")
     print("| --- |", " --- |" * len(HEADINGS))
     for name in NAMES:
-        ready, trip, output, processes = (
-            statistics.median(values) for values in zip(*results[name], strict=True)
-        )
-        print(
-            f"| {name} | {ready:.2f} s | {1000 * trip:.1f} ms | {1000 * output:.0f} ms |"
-            f" {processes:.0f} |"
-        )
+        ready, trip, output = (statistics.median(values) for values in zip(*results[name], strict=True))
+        print(f"| {name} | {ready:.2f} s | {1000 * trip:.1f} ms | {1000 * output:.0f} ms |")
 
 
 if __name__ == "__main__":

@@ -304,9 +304,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
 
     def close(self) -> None:
         """Stop accepting clients, then close the sockets."""
-        if hasattr(self, "_gate"):
-            self._gate.close()
-        super().close()
+        with self._gate.closing() if hasattr(self, "_gate") else contextlib.nullcontext():
+            super().close()
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping
+from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from jupyter_client.connect import port_names
 from traitlets.utils import filefind
 
 from . import files, trust
-from .errors import CurveKernelError
+from .errors import CurveKernelError, without_keys
 
 __all__ = [
     "check",
+    "check_address",
     "claim",
     "create_folder",
     "find",
@@ -53,17 +55,52 @@ def read(path: str | os.PathLike[str], *, trusted: bool = True) -> dict[str, Any
         text, status = files.read(path)
         if trusted and (problem := trust.file_problem("connection file", os.fspath(path), status)):
             raise problem
-        content = json.loads(text)
+        content = loads(text)
     except OSError as error:
         can = "may not" if isinstance(error, PermissionError) else "can't"
         raise CurveKernelError(f"{name} {can} be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
         # The line only: some of the parser's messages quote the file.
-        where = f", see line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        where = f", see line {error.lineno}" if isinstance(error, JSONDecodeError) else ""
         raise CurveKernelError(f"{name} is not JSON{where}", hint) from None
     if not isinstance(content, dict):
         raise CurveKernelError(f"{name} is JSON but not an object", hint)
     return content
+
+
+def check_address(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
+    """Make sure that a client can connect to what a connection file says, as far as it says something.
+
+    Raises
+    ------
+    CurveKernelError
+        If a field can't be an address's; the message does not quote it.
+    """
+    ip, transport = info.get("ip", ""), info.get("transport", "tcp")
+    longest = max((len(str(info[name])) for name in port_names if name in info), default=0)
+    if not isinstance(transport, str) or transport.lower() not in ("tcp", "ipc"):
+        problem = "its transport is neither tcp nor ipc"
+    elif not isinstance(ip, str) or without_keys(ip) != ip:
+        problem = "its ip is no address"
+    elif transport.lower() == "ipc":
+        fits = ip and ip.isprintable() and len(ip.encode()) + longest < _LONGEST_PATH
+        problem = "" if fits else "its ip is no path of a socket"
+    else:
+        problem = "" if _HOST.fullmatch(ip) else "its ip is no address"
+    for name in port_names:
+        port = info.get(name, 1)
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 1 << 16:
+            problem = f"its {name} is no port"
+    if problem:
+        raise CurveKernelError(
+            f"connection file {os.fspath(path)} is of no use: {problem}",
+            "get the connection file that the kernel or its launcher wrote",
+        )
+
+
+# What libzmq takes: a name, an address, an interface. The port is part of a socket's path.
+_HOST = re.compile(r"[0-9A-Za-z_.:%*\[\]-]{0,255}")
+_LONGEST_PATH = 106
 
 
 def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -75,7 +112,7 @@ def write(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
         If its folder can't be written.
     """
     try:
-        files.replace(path, json.dumps(content, indent=1).encode())
+        files.replace(path, dumps(content, indent=1).encode())
     except OSError as error:
         raise _not_written(path, error) from None
 

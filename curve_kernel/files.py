@@ -6,6 +6,9 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from os import close, fstat
+from os import open as os_open
+from os import read as os_read
 from pathlib import Path
 
 from jupyter_core.paths import allow_insecure_writes
@@ -31,18 +34,18 @@ def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, o
     """
     no_link = 0 if follow else os.O_NOFOLLOW
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | no_link)
+    descriptor = os_open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | no_link)
     try:
-        status = os.fstat(descriptor)
+        status = fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise OSError(0, "it is a folder")
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is not a regular file")
         if status.st_size > _LIMIT:
             raise OSError(0, "it is larger than 1 MiB")
-        return os.read(descriptor, _LIMIT), status
+        return os_read(descriptor, _LIMIT), status
     finally:
-        os.close(descriptor)
+        close(descriptor)
 
 
 def check(path: str | os.PathLike[str]) -> None:

@@ -58,7 +58,7 @@ def is_out_of_reach(path: Path) -> bool:
     """
     for folder in reversed(path.parents):
         try:
-            os.lstat(folder / ".")
+            os.lstat(f"{folder}/.")  # fails unless it may be entered
         except PermissionError:
             return folder.stat().st_uid != os.geteuid()
         except OSError:

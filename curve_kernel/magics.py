@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from textwrap import fill
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -97,7 +98,6 @@ class Report:
         clients = _by_client(self.connections)
         if clients:
             tables.append([["client", "role", "channels", "from", "since"], *clients])
-            tables.append(self._activity())
         rejections = Counter(
             {(why, port.channel): count for port in self.ports for why, count in port.rejected.items()}
         )
@@ -106,28 +106,35 @@ class Report:
             tables.append([["rejected because", "channel", "times"], *rows])
         return tables
 
-    def _activity(self) -> list[list[str]]:
+    def activity(self) -> list[str]:
+        """Return a line for each client: connections, last request, and when the access ends."""
         clients: dict[tuple[str, str], list[ConnectionInfo]] = {}
         for connection in self.connections:
             clients.setdefault((_name_of(connection), connection.role), []).append(connection)
-        rows = []
+        lines = []
         for (client, _), group in clients.items():
             keys = {connection.public_key for connection in group}
             requests = [self.last_requests[key] for key in keys if key in self.last_requests]
-            kind, at = max(requests, key=lambda request: request[1], default=("", 0.0))
-            shown = "".join(letter for letter in kind if letter.isprintable())[:32]
-            when = _moment(datetime.fromtimestamp(at).astimezone()) if at else ""
-            end = min((self.ends[key] for key in keys if key in self.ends), default=None)
-            rows.append([client, str(len(group)), shown, when, show(end) if end else ""])
-        heading = ["client", "connected", "last request", "at", "access"]
-        columns = 5 if any(row[4] for row in rows) else 4
-        return [row[:columns] for row in (heading, *rows)]
+            parts = ["1 connection" if len(group) == 1 else f"{len(group)} connections"]
+            if requests:
+                kind, at = max(requests, key=lambda request: request[1])
+                shown = "".join(letter for letter in kind if letter.isprintable())[:32]
+                parts.append(f"last {shown} at {_moment(datetime.fromtimestamp(at).astimezone())}")
+            parts += [show(self.ends[key]) for key in keys if key in self.ends]
+            short = client if len(client) <= _CLIENT else f"{client[: _CLIENT - 1]}…"
+            lines.append(f"{short}: {', '.join(parts)}")
+        return lines
 
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
         lines += [f"Connection file: {self.file}"] if self.file else []
         lines += [f"Record: {self.record}"] if self.record else []
-        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        lines += [fill(line, _COLUMNS, subsequent_indent="  ") for line in self.activity()]
+        try:
+            drawn = [*map(_as_text, self.tables())]
+        except Exception:  # noqa: BLE001  code in a cell may have broken what rich needs
+            drawn = ["\n".join(map("  ".join, table)) for table in self.tables()]
+        paragraphs = ["\n".join(lines), *drawn]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
             paragraphs.append("\n".join(["In full:", *cut]))
@@ -135,11 +142,12 @@ class Report:
 
     def _repr_html_(self) -> str:
         file = f"<br>Connection file: <code>{html.escape(self.file)}</code>" if self.file else ""
+        activity = "".join(f"<br>{html.escape(line)}" for line in self.activity())
         record = f"<br>Record: {html.escape(self.record)}" if self.record else ""
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}{file}{record}</p>"
+            f"May connect: {html.escape(self.authorization)}{file}{record}{activity}</p>"
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")

@@ -7,12 +7,13 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from os import scandir
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime, time
 from typing import NamedTuple
 
 from .. import files, trust
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..folders import is_out_of_reach
 from ..keys import as_hex, parse_public
 from ..keys.certificates import parse_certificate
@@ -225,7 +226,8 @@ class AuthorizedClients:
             if _is_reserved(path.stem):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
             public_key, _ = parse_certificate(content, str(path))
-            client = Client(path.stem, role, public_key, path, parse_until(content, str(path)))
+            name, end = printable(path.stem), parse_until(content, str(path))
+            client = Client(name, role, public_key, path, end)
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)
@@ -237,7 +239,7 @@ class AuthorizedClients:
             return False
         if problem.message not in self._warned:
             self._warned.add(problem.message)
-            self._warn(f"no client is authorized by what can't be trusted: {problem}")
+            self._warn(printable(f"no client is authorized by what can't be trusted: {problem}"))
         return True
 
 
@@ -254,7 +256,8 @@ def _exists(folder: Path) -> bool:
 
 def _certificates(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.name.endswith(".key"))
+        with scandir(folder) as found:
+            return sorted(folder / entry.name for entry in found if entry.name.endswith(".key"))
     except OSError as error:
         raise _unreadable("folder", folder, error) from None
 

@@ -6,11 +6,12 @@ import collections
 import logging
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from threading import Timer
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..clock import monotonic
 from .peer import Peer, unknown
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class AuditLog:
         with self._lock:
             if line not in self._dropped:
                 self._dropped = {*list(self._dropped)[-_KEPT:], line}
-                self._log.warning(line)
+                self._write(logging.WARNING, line)
+                if self._record is not None and message is None:
+                    self._record.event("rejected", channel, **_of(peer), reason=str(reason))
         if self._record is not None and message is not None:
             self._record.request(channel, message, **_of(peer), reason=str(reason))
 
@@ -138,7 +141,7 @@ class AuditLog:
         address: str,
         reason: Reason | None = None,
     ) -> None:
-        self._log.log(level, line)
+        self._write(level, line)
         if self._record is not None:
             why = "" if reason is None else str(reason)
             self._record.event(action, channel, **_of(peer), address=address, reason=why)
@@ -164,11 +167,17 @@ class AuditLog:
             if self._lines[level] <= self._limit:
                 return True
             if not self._left_out:
-                timer = Timer(self._start + self._period - now, self.flush)
-                timer.daemon = True
-                timer.start()
+                with suppress(Exception):
+                    timer = Timer(self._start + self._period - now, self.flush)
+                    timer.daemon = True
+                    timer.start()
             self._left_out[level, reason, action, channel] += 1
             return False
+
+    def _write(self, level: int, line: str, *values: object) -> None:
+        # Whether a client is accepted must not depend on what code in a cell makes of logging.
+        with suppress(Exception):
+            self._log.log(level, line, *values)
 
     def flush(self) -> None:
         """Log the counts of what was left out so far."""
@@ -182,7 +191,7 @@ class AuditLog:
             if self._record is not None:
                 self._record.event(action, channel, reason=reason, count=str(count))
         for level, left_out in kinds.items():
-            self._log.log(
+            self._write(
                 level,
                 "%d connections were not logged one by one: %s",
                 sum(left_out.values()),

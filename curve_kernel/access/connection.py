@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import termios
+from _socket import socket
 from contextlib import suppress
 from datetime import datetime
 from fcntl import ioctl
@@ -23,13 +24,12 @@ from socket import (
     SO_RCVBUF,
     SOL_SOCKET,
     TCP_INFO,
-    socket,
 )
 from struct import error as struct_error
 from struct import pack, unpack, unpack_from
-from time import monotonic, time
 from typing import NamedTuple
 
+from ..clock import monotonic, time
 from .audit import Reason
 from .peer import Peer, unknown
 
@@ -39,6 +39,7 @@ __all__ = [
     "ConnectionInfo",
     "Peer",
     "Progress",
+    "bytes_written",
     "name_of",
     "open_socket",
     "unknown",
@@ -266,6 +267,17 @@ def open_socket(descriptor: int) -> socket | None:
     except OSError:
         close(duplicate)
         return None
+
+
+def bytes_written(held: socket | None) -> int:
+    """Return the bytes that were ever written to a TCP connection, or -1 if there is none."""
+    if held is None:
+        return -1
+    # In this order, or a byte that is acknowledged meanwhile would count twice.
+    (acknowledged,) = unpack_from(
+        "Q", held.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO_SIZE), _BYTES_ACKED
+    )
+    return int(acknowledged) + int(unpack("i", ioctl(held, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def name_of(bound: socket) -> tuple[object, object]:

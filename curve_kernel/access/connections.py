@@ -74,6 +74,9 @@ class Connections:
         key = channel, descriptor
         for connections in (self.handshaking, self.leaving):
             if (connection := connections.pop(key, None)) is not None:
+                if channel == "pipe" and self._succeeded[channel]:
+                    # A forked child that has printed its line, and by now its descriptor is another's.
+                    connection.is_ready = True
                 self._left_its_handshake(channel)
                 return connection
         return self.ready.pop(key, None)

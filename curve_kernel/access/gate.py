@@ -6,6 +6,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -15,6 +16,7 @@ from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
+from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor
 from .policy import Policy, Speaker
@@ -81,7 +83,7 @@ class Gate:
             open_heartbeat=open_heartbeat,
         )
         self._audit = AuditLog(log, record)
-        self._monitor = Monitor(self.policy, _within_open_files(limits), self._audit, log)
+        self._monitor = Monitor(self.policy, _within_open_files(limits, log), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -119,7 +121,7 @@ class Gate:
         if user_id is None:
             return None
         speaker = self.policy.speaker(channel, user_id)
-        if speaker.reason is not None:
+        if speaker.reason is not None and channel != "iopub":  # where libzmq unsubscribes who leaves
             self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
@@ -164,22 +166,30 @@ class Gate:
         if self.record is not None:
             self.record.close()
 
+    def closing(self) -> AbstractContextManager[None]:
+        """Do so; after the block, in which they are closed, no forked process keeps them open."""
+        ending = shut_down_at_end(self._monitor.listening())
+        self.close()
+        return ending
 
-def _within_open_files(limits: Limits) -> Limits:
+
+def _within_open_files(limits: Limits, log: logging.Logger) -> Limits:
     """Make room for more open files, if that is allowed, and keep *limits* within what there is.
 
     libzmq accepts faster than connections can be disconnected, and code must always be able to open a
     file. Each connection takes two descriptors.
     """
+    soft, unlimited = 1024, resource.RLIM_INFINITY
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        unlimited = resource.RLIM_INFINITY
         room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
         if soft != unlimited and soft < room:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
             soft = room
-    except (OSError, ValueError):  # a sandbox does not let it be read or changed
-        soft, unlimited = 1024, -1
+    except (OSError, ValueError) as error:  # in a sandbox
+        log.warning(
+            "The limit of open files can't be read or raised, and is taken as %d: %s", soft, error
+        )
     files = max(soft, 8) if soft != unlimited else sys.maxsize
     return limits._replace(
         handshakes=min(limits.handshakes, files // 4), connections=min(limits.connections, files // 8)

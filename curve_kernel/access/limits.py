@@ -1,15 +1,15 @@
 """Every limit on what a peer may take, in one place, and which connection is disconnected for it.
 
-All of it is pure: the table of `connections` and the thread of `monitor` apply it.
+Nothing here changes anything: `enforcer` applies it.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Collection, Iterable
-from time import monotonic
 from typing import NamedTuple
 
+from ..clock import monotonic
 from .connection import Connection, Progress
 
 __all__ = [

@@ -13,20 +13,22 @@ from __future__ import annotations
 import collections
 import logging
 import os
-from contextlib import suppress
-from os import O_CLOEXEC, O_NONBLOCK, dup2, fstat, getpid, pipe2, read, write
+from _thread import allocate_lock
+from contextlib import closing, suppress
+from os import O_CLOEXEC, O_NONBLOCK, fstat, getpid, pipe2, read, write
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
-from threading import Event, Lock, Thread
-from time import monotonic, sleep
+from threading import Lock, Thread
 from typing import Any
 
 import zmq
 
+from ..clock import monotonic, sleep
 from .audit import AuditLog
 from .connection import Connection, name_of, open_socket
 from .connections import Connections
 from .enforcer import Enforcer
+from .forks import let_go
 from .limits import Limits
 from .policy import Policy
 from .port import Listener, Port
@@ -84,7 +86,7 @@ class Monitor:
         self._user_ids: dict[str, dict[int, str]] = collections.defaultdict(dict)
         self._told: collections.deque[tuple[str, int, str]] = collections.deque()
         # What other threads wait for: that the handshakes have been checked.
-        self._asked: collections.deque[Event] = collections.deque()
+        self._asked: collections.deque[Any] = collections.deque()
         self._events = 0
         # ZAP requests that wait until the events before them have been handled.
         self._requests: dict[ClientAuthenticator, list[bytes]] = {}
@@ -149,10 +151,11 @@ class Monitor:
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, with their connections."""
         if self._thread.is_alive() and not self.problem:
-            checked = Event()
+            checked = allocate_lock()
+            checked.acquire()
             self._asked.append(checked)
             self._wake()
-            checked.wait(1)
+            checked.acquire(timeout=1)
         with self._lock:
             ready = [peer for peer in self._connections.ready.values() if not peer.is_disconnected]
             return [
@@ -244,7 +247,7 @@ class Monitor:
                     handshakes_then = now
                     self._take(self._check_handshakes)
                     while self._asked:
-                        self._asked.popleft().set()
+                        self._asked.popleft().release()
                 if self._enforcer.has_published_much() or now - readers_then >= _READER_INTERVAL:
                     readers_then = now
                     self._take(self._enforcer.check_readers)
@@ -273,7 +276,8 @@ class Monitor:
             problem = f"{function.__name__}: {error!r}"
             if problem not in self._reported and len(self._reported) < 32:
                 self._reported.add(problem)
-                self._log.error("The watch over connections goes on after an error: %s", problem)
+                with suppress(Exception):  # logging may be what is broken
+                    self._log.error("The watch over connections goes on after an error: %s", problem)
 
     def _drain(self, listener: Listener, most: int = 1000) -> bool:
         """Handle *most* events of *listener*, and return whether those were all that there are."""
@@ -292,7 +296,7 @@ class Monitor:
         if event == zmq.EVENT_LISTENING:
             listener.endpoint, listener.descriptor = endpoint.decode(), value
             if (held := open_socket(value)) is not None:
-                with held:
+                with closing(held):
                     listener.name, listener.inode = name_of(held), fstat(value).st_ino
                     if held.family != AF_UNIX:
                         held.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, _DEFER_ACCEPT)
@@ -351,7 +355,8 @@ class Monitor:
                 handler.stop()
         if self.problem and self.problem not in self._reported:
             self._reported.add(self.problem)
-            self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
+            with suppress(Exception):
+                self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         listeners = list(self._listeners.values())
@@ -372,20 +377,14 @@ class Monitor:
 
     def _leave_ports(self) -> None:
         """Close listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
+        held = self.listening()
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))
                 connection.held.close()
-        try:
-            null = os.open(os.devnull, os.O_RDONLY | O_CLOEXEC)
-        except OSError:
-            return
-        for descriptor, inode in held:
-            try:
-                if fstat(descriptor).st_ino == inode:
-                    # libzmq's number stays taken: nothing else in the child gets it.
-                    dup2(null, descriptor, inheritable=False)
-            except OSError:
-                continue
-        os.close(null)
+                connection.held = None  # for the child's own children
+        let_go(held)
+
+    def listening(self) -> list[tuple[int, int]]:
+        """Return descriptor and inode of each listening socket."""
+        return [(listener.descriptor, listener.inode) for listener in self._listeners.values()]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
-from os import urandom
+from errno import EMFILE, ENFILE
+from os import O_CLOEXEC, O_RDONLY, close, devnull, urandom
+from os import open as open_descriptor
 from time import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -24,6 +26,9 @@ __all__ = ["Policy", "Speaker"]
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 # Names that clients gave themselves, and senders of messages, that are kept until the list changes.
 _KEPT = 4096
+# A tag has a channel, a number, a key and a name of 64 letters at most. A username of more than so many
+# characters may be a name with invisible ones in between.
+_TAG_SIZE, _USERNAME_SIZE = 512, 256
 
 
 class Speaker(NamedTuple):
@@ -106,12 +111,21 @@ class Policy:
         self.has_served |= bool(peer.name) and reason is None
         return peer, reason
 
-    def look(self) -> None:
-        """Read the list, for `still` and for messages."""
+    def look(self) -> bool:
+        """Read the list, for `still` and for messages; return whether that was possible.
+
+        While code in a cell has every file that the process may open, the last look holds.
+        """
+        try:
+            close(open_descriptor(devnull, O_RDONLY | O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (EMFILE, ENFILE):
+                return False
         listed = self.clients.listed()
         if listed != self._look.listed:
             self._look = _Look(listed)
             self.looks += 1
+        return True
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the next access ends, or None if none has an end."""
@@ -148,11 +162,11 @@ class Policy:
         """Return the client of a message by its connection's user id."""
         return self._speaker(f"{channel} {user_id}")
 
-    def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
+    def tagged(self, frame: Any) -> Speaker | None:
         """Return the client whose tag *frame* is, or None if it is no tag."""
-        if len(frame) > 512:
+        if len(frame) > _TAG_SIZE:
             return None
-        content = frame if isinstance(frame, bytes) else frame.bytes
+        content = bytes(getattr(frame, "bytes", frame))
         if not content.startswith(self._tag_start):
             return None
         return self._speaker(content[len(self._tag_start) :].decode())
@@ -179,12 +193,13 @@ class Policy:
             return peer.name
         if not isinstance(said, str):
             return ""
+        instead = peer.role if peer.role in (MANAGER, OWN_CLIENT) else ""
+        if len(said) > _USERNAME_SIZE:
+            return instead
         look = self._look
         username = look.usernames.get((peer.role, said))
         if username is None:
-            username = said
-            if _plain(said) in look.names:
-                username = peer.role if peer.role in (MANAGER, OWN_CLIENT) else ""
+            username = instead if _plain(said) in look.names else said
             if len(look.usernames) >= _KEPT:
                 look.usernames.clear()
             look.usernames[peer.role, said] = username

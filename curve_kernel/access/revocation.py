@@ -58,7 +58,7 @@ class Revocation:
         if not self._told and not self._policy.has_served:
             return None
         left, due = self._policy.seconds_left(), self._due()
-        return max(due if left is None else min(due, left, _CLOCKS), 0)
+        return max(due if left is None or self._told else min(due, left, _CLOCKS), 0)
 
     def _due(self) -> float:
         return (_REST if self._told else self._watch.interval) - (monotonic() - self._looked)
@@ -66,9 +66,10 @@ class Revocation:
     def check(self) -> None:
         """Look at the list if that is due, and disconnect who is not accepted any more."""
         left = self._policy.seconds_left()
-        if self._due() <= 0 or (left is not None and left <= 0):
-            self._told, self._looked = False, monotonic()
-            self._policy.look()
+        is_over = left is not None and left <= 0 and not self._told
+        if self._due() <= 0 or is_over:
+            self._looked = monotonic()
+            self._told = not self._policy.look()
         if self._done != self._policy.looks:
             self._done = self._policy.looks
             ended = self._enforcer.hold_against_list()

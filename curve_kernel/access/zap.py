@@ -7,6 +7,7 @@ server key. A client that fails before that is seen by libzmq's socket monitors.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -68,7 +69,8 @@ class ClientAuthenticator(Authenticator):
                 raise ValueError("a request without CURVE")
             await super().handle_zap_message(msg)
         except Exception as error:  # noqa: BLE001  or no client would be accepted any more
-            self.log.warning("a ZAP request failed, so its client is rejected: %r", error)
+            with suppress(Exception):
+                self.log.warning("a ZAP request failed, so its client is rejected: %r", error)
             if len(msg) > 1:
                 self._send_zap_reply(msg[1], b"400", b"rejected")
 

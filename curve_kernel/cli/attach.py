@@ -22,7 +22,7 @@ from jupyter_core.paths import jupyter_data_dir
 
 from .. import connection_file, keys
 from ..client import BlockingKernelClient, ChannelNotForViewersError
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
 from .connect import connected, find, need_identity, short_name
@@ -154,7 +154,7 @@ class AttachApp(Command):
             )
         specs = list(Attached.all())
         for spec in specs:
-            print(f"{spec.name}  {spec.state()}  {spec.file}")  # noqa: T201
+            print(printable(f"{spec.name}  {spec.state()}  {spec.file}"))  # noqa: T201
         if not specs:
             print("Nothing is attached.")  # noqa: T201
 

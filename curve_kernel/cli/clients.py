@@ -40,9 +40,7 @@ __all__ = [
     "public_certificate",
 ]
 
-_OUT = (
-    "Every kernel of yours that runs disconnects who has it within two seconds; no restart is needed."
-)
+_OUT = "Your kernels that run disconnect that key within two seconds; no restart is needed."
 
 
 def make_identity(*, force: bool = False) -> KeyPair:
@@ -109,16 +107,13 @@ def _not_written(error: OSError) -> CurveKernelError:
 
 
 def _files_of(name: str) -> list[Path]:
-    """Return the certificates of the client that `clients` shows as *name*."""
-    found = []
+    """Return the certificates of the client *name*; what can't be typed goes by what is shown."""
+    paths: list[Path] = []
     for role in ROLES.values():
         with contextlib.suppress(OSError):
-            found += [
-                path
-                for path in (curve_folder() / role).iterdir()
-                if path.name.endswith(".key") and name in (path.stem, printable(path.stem))
-            ]
-    return found
+            paths += (path for path in (curve_folder() / role).iterdir() if path.suffix == ".key")
+    exact = [path for path in paths if path.stem == name]
+    return exact or [path for path in paths if printable(path.stem) == name]
 
 
 class KeygenApp(Command):
@@ -177,7 +172,7 @@ def _take_off(public_key: bytes) -> Iterator[str]:
                 client.path.unlink()
             except OSError as error:
                 raise _not_written(error) from None
-            yield f"It was listed as {client.role} {printable(client.name)} too, and is not any more."
+            yield f"It was listed as {client.role} {client.name} too, and is not any more."
 
 
 def _take_off_old(public_key: bytes) -> Iterator[str]:
@@ -361,19 +356,15 @@ class ClientsApp(Command):
     name = "clients"
     summary = "Show which clients may connect to your kernels, and as what."
 
-    @staticmethod
-    def _warn(text: str) -> None:
-        print(printable(text), file=sys.stderr)  # noqa: T201
-
     def run(self, options: argparse.Namespace) -> None:  # noqa: ARG002
         """Print one line for each client."""
         own = load_identity()
-        clients = list(AuthorizedClients(curve_folder(), self._warn))
-        width = max((len(printable(client.name)) for client in clients), default=0)
+        clients = list(AuthorizedClients(curve_folder(), lambda text: print(text, file=sys.stderr)))  # noqa: T201
+        width = max((len(client.name) for client in clients), default=0)
         for client in clients:
             you = "  (you)" if own and client.public_key == own.public_key else ""
             end = f"  {show(client.until)}" if client.until else ""
-            name, key = printable(client.name), client.public_key.decode()
-            print(f"{name:<{width}}  {client.role:<6}  {key}{end}{you}")  # noqa: T201
+            key = client.public_key.decode()
+            print(f"{client.name:<{width}}  {client.role:<6}  {key}{end}{you}")  # noqa: T201
         if not clients:
             print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201

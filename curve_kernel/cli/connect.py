@@ -32,7 +32,7 @@ from . import Command
 from .clients import make_identity
 from .page import Page
 from .printer import Printer
-from .pulse import Pulse
+from .pulse import Pulse, WholeSession
 
 __all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity", "short_name"]
 
@@ -286,13 +286,24 @@ class ConsoleApp(_ExistingCommand):
             try:
                 connected(path, lambda: app.initialize([*passed, *self.rest]))
             except RuntimeError as error:
+                if isinstance(error, RecursionError):
+                    raise
                 raise CurveKernelError(
                     f"the kernel of {path} accepts this client and does not answer: {error}",
                     "it may be busy; or the HMAC key in the file is not its own",
                 ) from None
             connected(path, app.start)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CurveKernelError(
+                f"the kernel of {path} sends what no console understands: {type(error).__name__}",
+                "python -m curve_kernel watch shows what can be shown",
+            ) from None
         finally:
             app.close()
+
+
+# Messages with another signature, with none before that has this one: the kernel's key is another.
+_FORGED = 3
 
 
 class WatchApp(_ExistingCommand):
@@ -318,7 +329,7 @@ class WatchApp(_ExistingCommand):
             raise CurveKernelError("--port is the page's, and there is none", "add --web")
         path = self.find(options)
         name, end = Path(path).name, until(connection_file.read(path))
-        client = BlockingKernelClient()
+        client = BlockingKernelClient(session=WholeSession())
         client.load_connection_info(connection_file.read(path))
         connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -340,7 +351,7 @@ class WatchApp(_ExistingCommand):
 
     @staticmethod
     def _follow(client: BlockingKernelClient, path: str, printer: Printer | Page) -> None:
-        pulse, session = Pulse(client, path), None
+        pulse, session, forged = Pulse(client, path), None, 0
         while True:
             try:
                 message = client.get_iopub_msg(timeout=1)
@@ -349,14 +360,8 @@ class WatchApp(_ExistingCommand):
                 if before not in (None, session):
                     printer.note("the kernel was restarted")
                 printer.show(message)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                # What a kernel sends must not end its watchers.
-                if "Invalid Signature" in str(error):
-                    raise CurveKernelError(
-                        f"the kernel signs its messages with another key than {path} has",
-                        "get the kernel's new connection file",
-                    ) from None
-                printer.note("a malformed message was left out")
+            except CurveKernelError:
+                raise
             except queue.Empty:
                 if pulse.has_ended():
                     printer.note("the kernel has ended")
@@ -366,6 +371,14 @@ class WatchApp(_ExistingCommand):
                         f"the kernel has not answered for {pulse.SILENCE:.0f} seconds",
                         "it hangs, or the network between is down",
                     ) from None
+            except Exception as error:  # noqa: BLE001  what a kernel sends must not end its watchers
+                forged += "Invalid Signature" in str(error)
+                if session is None and forged == _FORGED:
+                    raise CurveKernelError(
+                        f"the kernel signs its messages with another key than {path} has",
+                        "get the kernel's new connection file",
+                    ) from None
+                printer.note("a malformed message was left out")
 
 
 def _serve(name: str, port: int) -> Page:

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -56,6 +57,15 @@ class ConsoleClient(BlockingKernelClient):
         self.settled()
         return self.refusal is None and not self.restarted and not self.pulse.has_ended()
 
+    async def _receive(self, channel: Any, timeout: float | None = None) -> dict[str, Any]:
+        while True:
+            try:
+                return await super()._receive(channel, timeout)
+            except (CurveKernelError, queue.Empty):
+                raise
+            except Exception:  # noqa: BLE001, S110  one bad message spoils nothing else
+                pass
+
     def settled(self) -> bool:
         """Find out which process of the kernel is there; tell whether that is known."""
         if self.refusal is not None:
@@ -68,9 +78,11 @@ class ConsoleClient(BlockingKernelClient):
             control.send(self.session.msg("kernel_info_request", {}))
         while control.msg_ready():
             # Each process of a kernel has a session of its own.
-            before, self._asked = self._session_of_kernel, None
-            self._session_of_kernel = control.get_msg()["header"]["session"]
-            self.restarted |= before not in ("", self._session_of_kernel)
+            with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+                session = control.get_msg()["header"]["session"]
+                before, self._asked = self._session_of_kernel, None
+                self._session_of_kernel = session
+                self.restarted |= before not in ("", session)
         # A kernel need not answer this on control, and loses what comes too early while it starts.
         unanswered = 0.0 if self._asked is None else time.monotonic() - self._asked
         if unanswered > _ASK_AGAIN:
@@ -139,6 +151,18 @@ class CurveShell(ZMQTerminalInteractiveShell):
             more, indent = super().check_complete(code)
         self.use_kernel_is_complete = asks
         return more, indent
+
+    def handle_iopub(self, msg_id: str = "") -> None:
+        """Show what the kernel publishes; what can't be shown is left out."""
+        while True:
+            try:
+                super().handle_iopub(msg_id)
+            except (CurveKernelError, queue.Empty):
+                raise
+            except Exception:  # noqa: BLE001  one bad message spoils nothing else
+                print("[a malformed message was left out]")  # noqa: T201
+            else:
+                return
 
     def include_output(self, msg: dict[str, Any]) -> bool:
         """Tell whether to show a message, and with whose name, if it is of another client."""

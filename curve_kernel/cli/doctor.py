@@ -30,7 +30,7 @@ from rich.text import Text
 
 from .. import __version__, keys
 from ..access.allowlist import AuthorizedClients
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..folders import NoFolderError, no_home
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
@@ -274,6 +274,6 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
 
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
-    console.print(line.append(f"{finding.check}: {finding.message}", "default"))
+    console.print(line.append(printable(f"{finding.check}: {finding.message}"), "default"))
     for number, command in enumerate(finding.command.splitlines()):
-        console.print(Text(f"{'':<9}{'' if number else 'fix it: '}{command}"))
+        console.print(Text(printable(f"{'':<9}{'' if number else 'fix it: '}{command}")))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..keys import KeyPair
 from ..launch.addresses import as_url_host
 from ..launch.link import Link, unreachable_port
@@ -171,9 +171,9 @@ def tell_of_far_side(spec: dict[str, Any]) -> None:
     """Print what is missing on the other machine of a kernelspec that has just been written."""
     config = spec["metadata"]["kernel_provisioner"]["config"]
     for finding in check_far_side(config, thoroughly=False):
-        print(f"{finding.level:<9}{finding.check}: {finding.message}")  # noqa: T201
+        print(printable(f"{finding.level:<9}{finding.check}: {finding.message}"))  # noqa: T201
         if finding.command:
-            print(f"{'':<9}fix it: {finding.command}")  # noqa: T201
+            print(printable(f"{'':<9}fix it: {finding.command}"))  # noqa: T201
     words = remote_options(config)
     print(f"To try all of it: python -m curve_kernel doctor {words}")  # noqa: T201
 

@@ -97,6 +97,7 @@ class _CurveClient(KernelClient):
             for field in ("curve_publickey", "curve_secretkey")
             if info.get(field) is not None
         }
+        files.check_address("of the kernel", info)
         plain = {name: value for name, value in info.items() if name not in found}
         try:
             super().load_connection_info(cast(KernelConnectionInfo, plain))
@@ -131,7 +132,14 @@ class _CurveClient(KernelClient):
         sockets.make_client(socket, self._own_keys(), self.curve_publickey)
         if self._new_handshakes is not None:
             self._new_handshakes.append(Handshake(channel, socket))
-        socket.connect(self._make_url(channel))
+        try:
+            socket.connect(self._make_url(channel))
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            raise CurveKernelError(
+                f"the connection file's address of {channel} can't be connected to: {error.strerror}",
+                "get the connection file that the kernel or its launcher wrote",
+            ) from None
         return socket
 
     @property

@@ -45,6 +45,8 @@ class ConnectionRefusedByKernelError(CurveKernelError):
 class KeyNotAuthorizedError(ConnectionRefusedByKernelError):
     """The kernel has an allowlist, and this client's key is not on it."""
 
+    shows_key = True
+
 
 class ChannelNotForViewersError(ConnectionRefusedByKernelError):
     """The client is listed as a viewer, and asked for a channel that can run code."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import zmq
 from zmq.utils import z85
@@ -11,6 +12,11 @@ from zmq.utils import z85
 from ..errors import CurveKernelError
 
 __all__ = ["KeyPair", "as_hex", "parse", "parse_public", "require_curve"]
+
+# pyzmq looks there for each key, also for the key of a client that connects, and code in a cell may
+# replace what `struct` holds.
+_StructError = struct.error
+vars(z85)["struct"] = SimpleNamespace(pack=struct.pack, unpack=struct.unpack)
 
 _FORM = "a CURVE key is 40 characters of Z85: letters, digits and .-:+=^!/*?&<>()[]{}@%$#"
 
@@ -59,7 +65,7 @@ def parse(value: object, where: str) -> bytes:
     text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     try:
         z85.decode(text)
-    except (KeyError, ValueError, struct.error):  # no digit of Z85, or five that exceed 32 bits
+    except (KeyError, ValueError, _StructError):  # no digit of Z85, or five that exceed 32 bits
         raise CurveKernelError(f"{where} is not Z85 text", _FORM) from None
     return text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import resource
@@ -131,11 +130,18 @@ def _take(name: str) -> str | None:
     value = os.environ.get(name)
     if value is None:
         return None
-    # Before anything calls setenv for it, libc's entry is the very text that /proc/PID/environ reads.
-    entries = list(_libc_entries(os.fsencode(name)))
-    del os.environ[name]
-    for address, size in entries:
-        ctypes.memset(address, 0, size)
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without libffi
+        del os.environ[name]
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            _overwrite(os.fsencode(f"{name}={value}"))
+    else:
+        # Before anything calls setenv for it, libc's entry is the text that /proc/PID/environ reads.
+        entries = list(_libc_entries(os.fsencode(name)))
+        del os.environ[name]
+        for address, size in entries:
+            ctypes.memset(address, 0, size)
     block = Path("/proc/self/environ")
     entry = os.fsencode(f"{name}={value}")
     if block.exists() and entry in block.read_bytes().split(b"\0"):
@@ -146,10 +152,22 @@ def _take(name: str) -> str | None:
     return value
 
 
+def _overwrite(entry: bytes) -> None:
+    """Overwrite what /proc/PID/environ shows, without ctypes."""
+    block = b"\0" + Path("/proc/self/environ").read_bytes()
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start = int(fields[47])  # env_start, the 50th of proc(5)
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start + block.index(b"\0" + entry + b"\0"))
+        memory.write(bytes(len(entry)))
+
+
 def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
     """Yield address and size of each ``name=value`` in libc's ``environ``."""
     if not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
     index = 0
     while (address := environ[index]) is not None:

@@ -13,6 +13,7 @@ from .. import connection_file
 from ..client.heartbeat import keyed_heartbeat
 from ..errors import CurveKernelError
 from ..keys import KeyPair
+from .reconnecting import connected
 
 __all__ = ["holding_manager", "presenting_client"]
 
@@ -33,6 +34,12 @@ class _Holder:
             self.curve_secretkey = secret_key
         if held is not None and held == secret_key.decode():
             connection_file.update(self.connection_file, {"curve_secretkey": held})
+
+    def _create_connected_socket(self: Any, channel: str, identity: bytes | None = None) -> Any:
+        socket = super()._create_connected_socket(channel, identity=identity)  # type: ignore[misc]
+        if not hasattr(self, "client_keys"):  # this package's own clients watch theirs
+            connected(channel, socket, self._make_url(channel))
+        return socket
 
     def blocking_client(self: Any) -> Any:
         """Make a blocking client that writes no secret key either."""

@@ -36,7 +36,7 @@ from ..access.gate import Gate
 from ..access.limits import Limits
 from ..errors import CurveKernelError
 from ..keys import KeyPair
-from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
+from ..keys.source import SECRETKEY_FILE_VARIABLE, EnvironmentSecret
 from .addresses import as_url_host
 from .ports import ReservedPorts
 
@@ -87,6 +87,8 @@ class Launcher:
 
     def __init__(self, settings: Settings) -> None:
         keys.require_curve()
+        # What this environment may hold is not for the kernel, and the launcher leaves no core files.
+        EnvironmentSecret()
         _complete_environment()
         self._settings = settings
         self._keys = KeyPair.generate()
@@ -265,7 +267,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
                 cwd=where,
                 env={
-                    **{name: value for name, value in os.environ.items() if name != SECRETKEY_VARIABLE},
+                    **os.environ,
                     **env,
                     SECRETKEY_FILE_VARIABLE: f"/dev/fd/{given}",
                     "JPY_PARENT_PID": str(os.getpid()),
@@ -330,7 +332,9 @@ class Launcher:
         if self._kernel is not None:
             with contextlib.suppress(psutil.Error, OSError):
                 process = psutil.Process(self._kernel.pid)
-                return [one for one in process.net_connections("tcp") if one.status == state]
+                # Before psutil 6 it has another name.
+                connections = getattr(process, "net_connections", None) or process.connections
+                return [one for one in connections("tcp") if one.status == state]
         return []
 
 
@@ -350,8 +354,6 @@ def _folder(cwd: str | None, folder: str | None) -> str:
 
 def _complete_environment() -> None:
     """Set what every login has, where an engine passes nothing on (``sbatch --export=NIL``)."""
-    for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
-        os.environ.pop(variable, None)
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(os.geteuid())
         for variable, value in (

@@ -30,6 +30,7 @@ from ..wire import read_mechanism
 from .handover import Handover, starts_python
 from .holders import holding_manager, presenting_client
 from .ports import HeldPorts
+from .reconnecting import Reconnecting
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -106,6 +107,7 @@ class CurveProvisioner(LocalProvisioner):
         # Who asks for it by name gets the variable, whatever the kernel is started by.
         self._by_variable = "key_distribution" in kwargs
         self._held_ports, self._handover = HeldPorts(), Handover()
+        self._reconnecting = Reconnecting()
 
     @default("key_distribution")
     def _default_key_distribution(self) -> str:
@@ -156,6 +158,7 @@ class CurveProvisioner(LocalProvisioner):
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
         self._held_ports.hold(km.transport, km.ip, km.ports)
+        self._reconnecting = Reconnecting(*(km._make_url(channel) for channel in ("iopub", "stdin")))
         return kwargs
 
     def _choose_distribution(self, km: Any) -> Distribution | None:
@@ -202,6 +205,7 @@ class CurveProvisioner(LocalProvisioner):
     def _release(self) -> None:
         self._held_ports.release()
         self._handover.close()
+        self._reconnecting.close()
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Give the manager its keys, other clients the public one, and see that the kernel has its own.
@@ -226,6 +230,8 @@ class CurveProvisioner(LocalProvisioner):
                 connection_file.update(km.connection_file, {"curve_publickey": public_key})
             if problem := await self._verify_encryption():
                 raise problem
+            if late := await self._reconnecting.wait():
+                self.log.warning("%d of the kernel's clients have not connected again yet", late)
         except CurveKernelError:
             await self._end_kernel()
             raise

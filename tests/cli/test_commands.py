@@ -93,7 +93,7 @@ def test_keygen(curve):
         "It was listed as viewer desk too, and is not any more.\nYour old key is off your list" in out
     )
     assert f"reject it from now on: {old_key}\n" in out
-    assert "disconnects who has it within two seconds; no restart is needed" in out
+    assert "disconnect that key within two seconds; no restart is needed" in out
     assert "Others who listed your old key" in out
     assert str(curve / "identity.key") in out
     clients = run("clients")[1]

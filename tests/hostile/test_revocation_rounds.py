@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -47,20 +48,25 @@ class Guest:
         kernel.list(name, role)
         channels = ("iopub",) if role == "viewer" else ("shell", "control", "stdin", "iopub")
         self.member = kernel.member(name, *channels, username="somebody else")
-        self.lines: list[int] = []
+        self.text = ""
         self.names: set[tuple[str, str]] = set()
 
     def read(self) -> None:
         for message in self.member.messages("iopub"):
             parent = message["parent_header"]
             if message["msg_type"] == "stream":
-                text = message["content"]["text"]
-                self.lines += [int(line.split()[1]) for line in text.splitlines()]
+                self.text += message["content"]["text"]
             elif parent:
                 self.names.add((parent["session"], parent["username"]))
 
+    @property
+    def lines(self) -> list[int]:
+        # A message may end within a line, and who comes may have missed the line's begin.
+        return [int(number) for number in re.findall(r"^line (\d+)\n", self.text, re.M)]
+
     def is_whole(self) -> bool:
-        return self.lines == list(range(self.lines[0], self.lines[-1] + 1)) if self.lines else True
+        lines = self.lines
+        return lines == list(range(lines[0], lines[-1] + 1)) if lines else True
 
     def leave(self, kernel: Kernel) -> None:
         self.read()

@@ -88,6 +88,7 @@ MEANT: dict[str, set[str]] = {
     },
     "CurveHeartbeat": {"_bind_socket", "_curve_publickey", "_curve_secretkey", "run"},
     "CurveIOPubThread": {
+        "_handle_pipe_msg",
         "_handle_subscription",
         "_pipe_flag",
         "_pipe_in",
@@ -137,6 +138,7 @@ MEANT: dict[str, set[str]] = {
     "CurveShell": {
         "_executing",
         "check_complete",
+        "handle_iopub",
         "include_output",
         "init_kernel_info",
         "interact",
@@ -209,6 +211,7 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "stop_channels",
     },
+    "WholeSession": {"deserialize"},
     "_CellHandler": {"get"},
     "_EventsHandler": {"get"},
     "_Handler": {"initialize", "prepare", "set_default_headers"},

@@ -75,6 +75,17 @@ def test_a_kernel_of_the_launcher():
         assert not file.exists()
 
 
+def test_a_launcher_leaves_no_core_file_and_takes_no_key_of_others(monkeypatch):
+    pair = KeyPair.generate()
+    monkeypatch.setenv("JUPYTER_CURVE_SECRETKEY", pair.secret_key.decode())
+    with launcher(pair) as (process, info):
+        assert info["curve_publickey"] != pair.public_key.decode()
+        assert pair.secret_key not in Path(f"/proc/{process.pid}/environ").read_bytes()
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        [line] = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert line.split()[4] in ("0", "1")
+
+
 def test_a_launcher_that_nobody_claims_ends():
     with launcher(KeyPair.generate(), "--start-timeout", "1") as (process, _):
         assert process.wait(20) == 0

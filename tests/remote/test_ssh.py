@@ -91,6 +91,8 @@ def test_a_session(far, monkeypatch):
         assert token not in environment.values()
         assert "MINE" not in environment
         assert not [name for name in environment if "CURVE" in name]
+        # Nobody has tried to connect in vain, the manager in plaintext for example.
+        assert "rejected because" not in run_code(client, "%curve")[1]
         assert ssh_processes(far) == []
         assert km.ip == far.address
         assert all(20000 <= port <= 20050 for port in km.ports)
@@ -108,9 +110,6 @@ def test_a_session(far, monkeypatch):
         )
         [seen] = json.loads(done.stdout)
         assert (seen["verdict"], seen["secret_key_in_file"]) == ("encrypted", False)
-
-        # Nobody has tried to connect in vain, the manager in plaintext for example.
-        assert "rejected because" not in run_code(client, "%curve")[1]
 
         # Interrupt goes by message.
         request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")

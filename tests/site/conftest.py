@@ -23,8 +23,11 @@ def environments(site: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env.pop(VARIABLE, None)
     env |= {"PATH": f"{site}/bin:{env['PATH']}", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    stock = env | {"SEEN": str(tmp_path / "seen-stock")}
-    return {
-        "stock": stock,
-        "variable": stock | {VARIABLE: "curve-provisioner", "SEEN": str(tmp_path / "seen-variable")},
-    }
+    found = {}
+    for kind, more in (("stock", {}), ("variable", {VARIABLE: "curve-provisioner"})):
+        # Of two servers with one database, jupyter-scheduler's stops the other's jobs.
+        data = tmp_path / f"data-{kind}"
+        data.mkdir()
+        seen = tmp_path / f"seen-{kind}"
+        found[kind] = {**env, **more, "JUPYTER_DATA_DIR": str(data), "SEEN": str(seen)}
+    return found

@@ -43,6 +43,10 @@ TOOLS = {
 }
 EXPECTED = {"stock": "PLAINTEXT", "variable": "encrypted"}
 TOKEN = "t0ken"
+# Extensions that the tools bring, and that make a server start slowly.
+EXTENSIONS = ("jupyter_lsp", "jupyter_mcp_server", "datalayer_reactor", "jupyter_scheduler")
+EXTENSIONS += ("jupyter_server_fileid", "jupyter_server_nbmodel", "jupyter_server_ydoc")
+BARE = f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, False)}"
 
 
 def cell_of(env: dict[str, str]) -> str:
@@ -202,7 +206,7 @@ def test_servers(environments, tmp_path):
             run_by_websocket(gateway, cell_of(env))
             spoken["jupyter_kernel_gateway"] = seen(env)
             through = [f"--gateway-url={gateway}", f"--GatewayClient.auth_token={TOKEN}"]
-            with server(folder, env, *token, *through) as lab:
+            with server(folder, env, BARE, *token, *through) as lab:
                 run_by_websocket(lab, cell_of(env))
             spoken["JupyterLab --gateway-url"] = seen(env)
             lab = stack.enter_context(server(folder, env, *token))
@@ -257,7 +261,9 @@ def test_a_kernel_that_cannot_encrypt(environments, tmp_path):
     assert text[0].startswith("kernel xpython does not start: it can't encrypt")
     assert '"xpython" in CurveProvisioner.plaintext_kernels in jupyter_config.json' in " ".join(text)
     with (
-        server(notebooks(tmp_path / "n", env), env, f"--IdentityProvider.token={TOKEN}") as address,
+        server(
+            notebooks(tmp_path / "n", env), env, BARE, f"--IdentityProvider.token={TOKEN}"
+        ) as address,
         browser_page() as page,
     ):
         lab = Lab(page, address)
