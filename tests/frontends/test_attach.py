@@ -115,7 +115,8 @@ def test_two_users_on_one_kernel(tmp_path, her):
     folder.mkdir()
     assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
     assert her.run("keygen").returncode == 0
-    certificate = her.home / "config" / "curve" / "identity.key"
+    certificate = tmp_path / "vera.key"  # she sends it
+    certificate.write_bytes((her.home / "config" / "curve" / "identity.key").read_bytes())
     with contextlib.ExitStack() as stack:
         mine = stack.enter_context(jupyter_server(folder, tmp_path / "mine.log"))
         page = stack.enter_context(browser_page())
