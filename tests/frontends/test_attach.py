@@ -84,14 +84,15 @@ class Her:
 
     @contextlib.contextmanager
     def lab(self, log: Path) -> Iterator[str]:
+        for name in ("apputils-extension", "docmanager-extension"):
+            self.folder(f"config/lab/user-settings/@jupyterlab/{name}")
+        notebooks = self.folder("notebooks")
         with contextlib.ExitStack() as stack:
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            for name, value in self.env.items():
-                patch.setenv(name, value)
-            for name in ("apputils-extension", "docmanager-extension"):
-                self.folder(f"config/lab/user-settings/@jupyterlab/{name}")
-            notebooks = self.folder("notebooks")
-            yield stack.enter_context(jupyter_server(notebooks, log, prefix=AS_HER))
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in self.env.items():
+                    patch.setenv(name, value)
+                address = stack.enter_context(jupyter_server(notebooks, log, prefix=AS_HER))
+            yield address
 
 
 @pytest.fixture
