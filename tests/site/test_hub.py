@@ -148,9 +148,7 @@ def hub(site: Path, users: list[User], tmp_path: Path) -> Iterator[Hub]:
     token = secrets.token_hex(16)
     ports = {"port": free_port(), "hub_port": free_port(), "api_port": free_port()}
     names = {user.name for user in users}
-    config = CONFIG.format(
-        **ports, users=names, token=token, site=str(site), variable=VARIABLE, bare=BARE
-    )
+    config = CONFIG.format(**ports, users=names, token=token, site=str(site), variable=VARIABLE)
     (tmp_path / "config.py").write_text(config)
     path = f"{site}/bin:{site}/node_modules/.bin:{os.environ['PATH']}"
     env = {"PATH": path, "HOME": str(tmp_path), "LANG": "C.UTF-8"}
