@@ -36,6 +36,18 @@ get_comm_manager().register_target("benchmark", opened)
 """
 
 
+# A forked child sends each line by itself.
+FORKED = """
+import os
+child = os.fork()
+if child == 0:
+    for i in range(500):
+        print(i, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
 def cpu_seconds(pid: int) -> float:
     """The process's own CPU clock, clock_getcpuclockid(3): psutil knows hundredths of a second only."""
     return time.clock_gettime((~pid << 3) | 2)
@@ -98,6 +110,7 @@ class Kernel(Contender):
             "complete": self.complete,
             "comm": self.comm,
             "prints": lambda _: self.timed(lambda: self.execute("for i in range(10_000): print(i)")),
+            "forked": lambda _: self.timed(lambda: self.execute(FORKED)),
             "text1": lambda _: self.timed(lambda: self.execute("sys.stdout.write(texts[1]); None")),
             "text8": lambda _: self.timed(lambda: self.execute("sys.stdout.write(texts[8]); None")),
             "to_kernel": lambda _: self.ask({}, [self.block]),

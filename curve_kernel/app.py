@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import stat
 import sys
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,28 @@ from traitlets import (
     CaselessStrEnum,
     Dict,
     DottedObjectName,
-    Enum,
-    Float,
-    Int,
+    List,
     TraitError,
     Unicode,
     default,
 )
 
 from . import __version__, connection_file, keys, sockets
-from .access.allowlist import AuthorizedClients
+from .access.allowlist import AuthorizedClients, owner_keys
 from .access.gate import Gate
-from .access.limits import MESSAGE_SIZES, Limits
-from .access.monitor import Port
-from .command_line import StrictApplication
+from .access.port import Port
+from .access_options import AccessOptions
+from .banner import banner
 from .commands import COMMANDS, DESCRIPTION
 from .errors import CurveKernelError, fail
+from .folders import no_home
 from .heartbeat import CurveHeartbeat
 from .iostream import CurveIOPubThread, HeardStream, StdinReaper, XPubContext
 from .keys import KeyPair
 from .keys.certificates import curve_folder
 from .keys.source import EnvironmentSecret, find
 from .launch import ports
+from .session import CurveSession
 from .signals import call_at_end, what_ends_it
 from .upstream import replaced
 
@@ -58,7 +58,7 @@ __all__ = ["CurveKernelApp"]
 _LOG_FORMAT = "[%(name)s %(asctime)s {}]%(highlevel)s %(message)s"
 
 
-class CurveKernelApp(StrictApplication, IPKernelApp):
+class CurveKernelApp(AccessOptions, IPKernelApp):
     """An IPython kernel whose every bound socket is a CURVE server.
 
     It takes all options of ipykernel's own application, and reads the same configuration files.
@@ -106,42 +106,17 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         [default: curve in Jupyter's configuration folder].""",
     )
 
+    owner_keys = List(
+        Unicode(),
+        config=True,
+        help="""Public keys, in hexadecimal or Z85, of owners beside those in authorized_clients.""",
+    )
+
     outstream_class = DottedObjectName(
         "curve_kernel.iostream.CurveOutStream",
         allow_none=True,
         config=True,
         help="""The importstring for the OutStream factory.""",
-    )
-
-    handshake_timeout = Float(
-        5.0,
-        min=0.1,
-        config=True,
-        help="""Seconds in which a handshake must be over.""",
-    )
-    max_handshakes = Int(
-        256,
-        min=1,
-        config=True,
-        help="""Connections that may be in their handshake at the same time, on all ports together;
-        for one more the oldest is disconnected. Never more than a quarter of the open files that the
-        process may have, so that code can always open some.""",
-    )
-    max_connections = Int(
-        512,
-        min=1,
-        config=True,
-        help="""Connections of clients that are not listed, on all ports together; for one more the
-        oldest of the address that has the most is disconnected. Of clients that are
-        not known yet, a sixteenth of that number on each port, and a quarter on the heartbeat. Never
-        more than an eighth of the open files that the process may have.""",
-    )
-    max_message_size = Dict(
-        value_trait=Int(min=4096),
-        key_trait=Enum(list(MESSAGE_SIZES)),
-        config=True,
-        help="""Bytes in one frame by channel, also in the handshake: libzmq disconnects a client that
-        sends a larger one. Give the channels that are to differ, such as shell=1073741824.""",
     )
 
     server_key = b""
@@ -151,15 +126,18 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
     # The manager of such a kernel may have a heartbeat of stock's, which can't present its key.
     _secret_is_in_file = False
     _secret_file_mode = 0o600
-    _made_file = False
+    _made_file = _names_file = False
 
     @default("authorized_clients")
     def _default_authorized_clients(self) -> str:
-        return str(curve_folder())
+        return str(curve_folder(self.log.warning))
 
     @default("log_format")
     def _default_log_format(self) -> str:
         return _LOG_FORMAT.format("pid %(process)d")
+
+    def _session_default(self) -> CurveSession:
+        return CurveSession(parent=self)
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         """Make *s* a guarded CURVE server and bind it; upstream calls this for every channel but hb."""
@@ -182,6 +160,8 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
 
     def write_connection_file(self, **_: Any) -> None:
         """Write ports and public key into the connection file; a secret key never is added to it."""
+        if self._names_file:
+            self.connection_file, self._names_file = connection_file.claim(self.connection_file), False
         path = self.abs_connection_file
         info: dict[str, Any] = {
             "ip": self.ip,
@@ -210,8 +190,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         self._options.check_config(self.config, self.loaded_config_files)
         info = self._read_connection_file()
         if self.log_format == self._default_log_format():
-            name = Path(self.connection_file).stem.replace("%", "%%")
-            self.log_format = _LOG_FORMAT.format(name)
+            self.log_format = _LOG_FORMAT.format(Path(self.connection_file).stem.replace("%", "%%"))
         self._keys = find(self._environment, info, self.abs_connection_file)
         self.server_key = self._keys.public_key
         del self._environment
@@ -234,11 +213,7 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         if self.connection_file:
             path = connection_file.find(self.connection_file, self.connection_dir)
         else:
-            # Upstream would also take a file of this name that somebody left, here or in the runtime
-            # folder, and with it keys that somebody else knows.
-            self.connection_file = f"{self.connection_dir}/kernel-{os.getpid()}.json"
-            with contextlib.suppress(OSError):
-                Path(self.connection_file).unlink()
+            self.connection_file, self._names_file = connection_file.new_name(self.connection_dir), True
         if path is None:
             # A name without a folder belongs into the runtime folder, and os.chdir does not change it.
             self.connection_file = str(Path(self.abs_connection_file).absolute())
@@ -269,9 +244,9 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         ports.check_free(self.transport, self.ip, dict(zip(port_names, self.ports, strict=True)))
         # Code may change the working directory, and another folder would list the clients.
-        folder = Path(self.authorized_clients).expanduser().absolute()
+        folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
         self.authorized_clients = str(folder)
-        clients = AuthorizedClients(folder, self.log.warning)
+        clients = AuthorizedClients(folder, self.log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"
         if not allow_any:
             clients.check()
@@ -279,19 +254,22 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
         self._gate = Gate(
             self._keys,
             clients,
-            Limits(self.handshake_timeout, self.max_handshakes, self.max_connections),
+            self.limits,
             self.log,
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,
+            record=self.open_record(),
+            ipv6=":" in self.ip,
         )
         self._keys = None
-        # Since 7.3 upstream warns of plaintext unless this is set. The gate has the key.
-        self.curve_secretkey = b"in the gate"
+        # Since 7.3 upstream warns of plaintext if this is None. The gate has the key.
+        self.curve_secretkey = b""
         try:
             super().init_sockets()
         finally:
             self.curve_secretkey = None
+        self.session.curve_gate, self.session.curve_stdin = self._gate, self.stdin_socket
 
     def init_control(self, context: zmq.Context[Any]) -> None:
         """Bind control, and connect the in-kernel debugger socket to shell as a CURVE client."""
@@ -326,27 +304,18 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
 
     def close(self) -> None:
         """Stop accepting clients, then close the sockets."""
-        if hasattr(self, "_gate"):
-            self._gate.close()
-        super().close()
+        with self._gate.closing() if hasattr(self, "_gate") else contextlib.nullcontext():
+            super().close()
 
     def log_connection_info(self) -> None:
         """Say that the kernel is encrypted, which clients may connect, and how."""
+        file = self.abs_connection_file
         if self._secret_file_mode & 0o077:
-            self.log.warning(
-                "Others could read the secret key in connection file %s: its mode was %04o, not 0600",
-                self.abs_connection_file,
-                self._secret_file_mode,
+            others = (
+                "Others could read the secret key in connection file %s: its mode was %04o, not 0600"
             )
-        file, clients = shlex.quote(self.abs_connection_file), "anybody with the connection file"
-        if self.client_authorization == "allowlist":
-            clients = f"the clients listed in {shlex.quote(self.authorized_clients)}"
-        lines = [
-            f"Every channel is encrypted (CURVE); server key: {self.server_key.decode()}",
-            f"Connection file: {file}",
-            f"May connect: {clients}",
-            f"To connect: python -m curve_kernel console --existing {file}",
-        ]
+            self.log.warning(others, file, self._secret_file_mode)
+        lines = banner(self, file)
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
@@ -383,6 +352,8 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
             super().initialize(argv)
         except CurveKernelError as error:
             fail(error)
+        except RuntimeError as error:
+            fail(no_home(error))
 
     def start(self) -> None:
         """Run until the kernel is told to end."""
@@ -398,3 +369,19 @@ class CurveKernelApp(StrictApplication, IPKernelApp):
     def access_problem(self) -> str:
         """Why no new client is accepted, or empty."""
         return self._gate.problem if hasattr(self, "_gate") else ""
+
+    @property
+    def record(self) -> str:
+        """Where the record is kept, or why it is not; empty if none is asked for."""
+        record = self._gate.record if hasattr(self, "_gate") else None
+        if record is None:
+            return ""
+        return f"NOT WRITTEN: {record.problem}" if record.problem else str(record.path)
+
+    def last_requests(self) -> dict[str, tuple[str, float]]:
+        """Return by public key the type of each client's last request, and when it came."""
+        return self._gate.policy.requests.copy() if hasattr(self, "_gate") else {}
+
+    def ends(self) -> dict[str, datetime]:
+        """Return by public key when the access of a client ends."""
+        return self._gate.policy.ends() if hasattr(self, "_gate") else {}

@@ -17,14 +17,17 @@ COMMANDS = {
         "curve_kernel.cli.install.InstallApp",
         "install the kernelspec: Python 3 (CurveZMQ)",
     ),
-    "uninstall": ("curve_kernel.cli.install.UninstallApp", "remove what install made"),
+    "uninstall": ("curve_kernel.cli.uninstall.UninstallApp", "remove what install and attach made"),
     "keygen": ("curve_kernel.cli.clients.KeygenApp", "make your own client key pair"),
     "authorize": ("curve_kernel.cli.clients.AuthorizeApp", "let a client connect"),
     "revoke": ("curve_kernel.cli.clients.RevokeApp", "take a client off the list"),
     "clients": ("curve_kernel.cli.clients.ClientsApp", "show which clients may connect"),
+    "share": ("curve_kernel.cli.share.ShareApp", "share a running kernel: a file to hand over"),
+    "attach": ("curve_kernel.cli.attach.AttachApp", "a tile that joins a running kernel"),
     "console": ("curve_kernel.cli.connect.ConsoleApp", "a console on a running kernel"),
     "watch": ("curve_kernel.cli.connect.WatchApp", "watch a running kernel, read-only"),
     "status": ("curve_kernel.cli.status.StatusApp", "show what running kernels really speak"),
+    "launch": ("curve_kernel.cli.launch.LaunchApp", "the far half of a kernel on another machine"),
     "doctor": ("curve_kernel.cli.doctor.DoctorApp", "see whether this environment can encrypt"),
 }
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
+from os import close, fstat
+from os import open as os_open
+from os import read as os_read
 from pathlib import Path
 
-__all__ = ["check", "read", "replace"]
+from jupyter_core.paths import allow_insecure_writes
+from traitlets.log import get_logger
+
+from .errors import CurveKernelError
+
+__all__ = ["check", "insecure_writes_are_allowed", "read", "replace"]
 
 _LIMIT = 1 << 20
 
 
-def read(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
+def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, os.stat_result]:
     """Return the content of a regular file and its status, both of the same open file.
+
+    Without *follow*, the file must not be a link.
 
     Raises
     ------
@@ -21,30 +32,34 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
         If it can't be opened, is a folder, a FIFO, a device or a socket, or exceeds 1 MiB.
         ``strerror`` says which.
     """
+    no_link = 0 if follow else os.O_NOFOLLOW
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os_open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | no_link)
     try:
-        status = os.fstat(descriptor)
+        status = fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise OSError(0, "it is a folder")
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is not a regular file")
         if status.st_size > _LIMIT:
             raise OSError(0, "it is larger than 1 MiB")
-        return os.read(descriptor, _LIMIT), status
+        return os_read(descriptor, _LIMIT), status
     finally:
-        os.close(descriptor)
+        close(descriptor)
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Make sure that a small file can be written beside *path*, by writing one and removing it.
+    """Make sure that a secret file can be written beside *path*, by writing one and removing it.
 
     Raises
     ------
     OSError
         If the folder can't be written, or the disk is full.
+    CurveKernelError
+        If others could read the file.
     """
     with tempfile.NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent, prefix=".") as file:
+        _set_mode(file.fileno(), path, 0o600)
         file.write(bytes(4096))
 
 
@@ -55,14 +70,41 @@ def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> 
     ------
     OSError
         If the folder can't be written. Nothing is left behind then.
+    CurveKernelError
+        If *mode* is 0600 and others could read the file all the same, unless the user allows it.
     """
     target = Path(os.path.realpath(path))
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
+            _set_mode(descriptor, path, mode)
             file.write(content)
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def insecure_writes_are_allowed(path: str | os.PathLike[str], mode: int) -> bool:
+    """Whether this user accepts, in Jupyter's own variable, that the file has such a *mode*."""
+    if allow_insecure_writes:
+        get_logger().warning(
+            "%s has mode %04o: others can read it, which JUPYTER_ALLOW_INSECURE_WRITES accepts",
+            path,
+            mode,
+        )
+    return allow_insecure_writes
+
+
+def _set_mode(descriptor: int, path: str | os.PathLike[str], mode: int) -> None:
+    # A file system may not let modes be changed (CIFS, Azure Files, NFS, FAT), and show one of its own.
+    with suppress(OSError):
+        os.fchmod(descriptor, mode)
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if found & ~mode & 0o077 and not mode & 0o077 and not insecure_writes_are_allowed(path, found):
+        raise CurveKernelError(
+            f"{os.fspath(path)} would hold a secret, and others could read it: its file system gives it"
+            f" mode {found:04o}",
+            "use a folder on another file system, or mount it with file_mode=0600; or accept it, as all"
+            " of Jupyter does with JUPYTER_ALLOW_INSECURE_WRITES=1",
+        )

@@ -17,7 +17,7 @@ import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from . import connection_file
-from .errors import CurveKernelError
+from .errors import CurveKernelError, without_keys
 from .wire import read_mechanism
 
 __all__ = [
@@ -165,7 +165,8 @@ def read_kernel(path: str) -> KernelStatus:
     except OSError:
         pass  # it is said below
     try:
-        info = connection_file.read(path)
+        info = connection_file.read(path, trusted=False)
+        connection_file.check_address(path, info)
         kernel.channels = {
             name.removesuffix("_port"): {"endpoint": _endpoint(info, int(info[name])), "mechanism": ""}
             for name in ("shell_port", "control_port", "stdin_port", "iopub_port", "hb_port")
@@ -177,7 +178,8 @@ def read_kernel(path: str) -> KernelStatus:
         reason = f"has no {error}" if isinstance(error, KeyError) else "has a field of the wrong kind"
         kernel.problem = f"connection file {path} {reason}"
         return kernel
-    kernel.kernel_name = str(info.get("kernel_name") or "")
+    name = info.get("kernel_name")
+    kernel.kernel_name = without_keys(name) if isinstance(name, str) else ""
     kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
     kernel.hmac_key_in_file = bool(info.get("key"))
     return kernel
@@ -200,7 +202,7 @@ def _probe(channel: dict[str, str]) -> str:
         return _SILENT
     except (ConnectionRefusedError, FileNotFoundError):
         return _CLOSED
-    except ValueError:
+    except (ValueError, TypeError):
         return _NOT_ZMTP
     except OSError:
         return _SILENT

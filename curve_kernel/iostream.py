@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial, wraps
+from threading import RLock, get_ident, local
 from typing import Any
 
 import zmq
@@ -17,8 +16,9 @@ from ipykernel.kernelbase import Kernel
 from tornado.ioloop import IOLoop
 from zmq.eventloop.zmqstream import ZMQStream
 
-from . import sockets
 from .access.gate import Gate
+from .child_pipe import ChildPipe
+from .clock import monotonic
 from .keys import KeyPair
 
 __all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper", "XPubContext"]
@@ -28,8 +28,7 @@ _WELCOMES = 50
 # Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
 # beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
-# Each message of a forked child has a connection of its own to the pipe, so pieces may come in another
-# order. What is too long for the pipe's frame would not come at all.
+# Of a forked child: what is too long for the pipe's frame would not come at all.
 _CHILD_PIECE = 8 << 20
 
 
@@ -44,6 +43,7 @@ class CurveIOPubThread(IOPubThread):
     def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
         self._gate = gate
         self._second = self._welcomes = 0
+        self._in_child = local()
         super().__init__(*args, **kwargs)
         if not hasattr(IOPubThread, "_setup_xpub_listener"):  # before 7.2
             self._setup_xpub_listener()
@@ -72,13 +72,23 @@ class CurveIOPubThread(IOPubThread):
         self._pipe_in = ZMQStream(pipe_in, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
+    def _handle_pipe_msg(self, msg: list[bytes]) -> None:
+        """Publish what a forked child sent, after what was scheduled before.
+
+        Upstream schedules it too, by a message to this very thread: if a child sends much at once,
+        the thread waits for ever for room for one more.
+        """
+        if self._pipe_flag and self._is_master_process() and msg[0] == self._pipe_uuid:
+            self._handle_event([])
+            self._really_send(msg[1:])
+
     def _handle_subscription(self, frames: list[zmq.Frame]) -> None:
         """Tell the gate of a subscriber, and welcome it to all topics, as ipykernel does since 7.2.
 
         Every subscriber gets each welcome, so it contains nothing that a client has chosen.
         """
         self._gate.heard("iopub", frames[0])
-        second = int(time.monotonic())
+        second = int(monotonic())
         if second != self._second:
             self._second, self._welcomes = second, 0
         if len(frames) == 1 and frames[0].bytes == b"\x01" and self._welcomes < _WELCOMES:
@@ -91,13 +101,13 @@ class CurveIOPubThread(IOPubThread):
             self._gate.published(sum(memoryview(frame).nbytes for frame in msg))
         super()._really_send(msg, *args, **kwargs)
 
-    def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
-        context: zmq.Context[Any] = zmq.Context()
-        pipe_out = context.socket(zmq.PUSH)
-        pipe_out.linger = 3000
-        sockets.make_client(pipe_out, self._pipe_client_keys, self._pipe_keys.public_key)
-        pipe_out.connect(f"tcp://127.0.0.1:{self._pipe_port}")
-        return context, pipe_out
+    def _setup_pipe_out(self) -> tuple[Any, Any]:
+        """Return what is taken for a context and a socket, in a forked child, for one message."""
+        pipe_out: ChildPipe | None = getattr(self._in_child, "pipe_out", None)
+        if pipe_out is None or not pipe_out.is_open():
+            keys, server_key = self._pipe_client_keys, self._pipe_keys.public_key
+            pipe_out = self._in_child.pipe_out = ChildPipe(self._pipe_port, keys, server_key)
+        return pipe_out, pipe_out
 
 
 class CurveOutStream(OutStream):
@@ -132,7 +142,9 @@ class XPubContext:
 
 
 class HeardStream(ZMQStream):
-    """A stream of shell or control, which tells the gate by which connection each message came.
+    """A stream of shell or control, whose messages are dropped or named by the connection they came by.
+
+    The name is one more frame at their end, which `CurveSession` takes off.
 
     Parameters
     ----------
@@ -154,7 +166,7 @@ class HeardStream(ZMQStream):
         super().__init__(socket, *args, **kwargs)
 
     def on_recv(self, callback: Callable[..., Any] | None, copy: bool = True) -> None:
-        """Call *callback* with each message, once the gate has heard of it."""
+        """Call *callback* with each message, once the gate has heard of it and named its client."""
         channel = self.curve_channel
         if callback is None or copy or channel is None:
             super().on_recv(callback, copy=copy)
@@ -162,7 +174,11 @@ class HeardStream(ZMQStream):
         heard = self.curve_gate.heard
 
         def receive(frames: list[zmq.Frame]) -> Any:
-            heard(channel, frames[0])
+            speaker = heard(channel, frames[0])
+            if speaker is not None:
+                if speaker.reason is not None:
+                    return None
+                frames.append(speaker.tag)
             return callback(frames)
 
         super().on_recv(receive, copy=False)
@@ -178,7 +194,7 @@ class StdinReaper:
 
     def __init__(self, kernel: Kernel, socket: zmq.Socket[Any]) -> None:
         self._socket = socket
-        self._lock = threading.RLock()  # a signal's handler may ask
+        self._lock = RLock()  # a signal's handler may ask
         self._asking: set[int] = set()
         for name in ("raw_input", "getpass"):
             setattr(kernel, name, self._counted(getattr(kernel, name)))
@@ -190,7 +206,7 @@ class StdinReaper:
     def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
         @wraps(ask)
         def asking(*args: Any, **kwargs: Any) -> str:
-            thread = threading.get_ident()
+            thread = get_ident()
             with self._lock:
                 self._asking.add(thread)
             try:

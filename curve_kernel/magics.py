@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ipykernel.connect import get_connection_file
@@ -17,7 +18,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
 from .access.connection import ConnectionInfo
-from .access.monitor import Port
+from .access.port import Port
+from .keys.expiry import show
 
 __all__ = ["CurveMagics", "Report"]
 
@@ -39,10 +41,31 @@ class Report:
         Which clients may connect, in words.
     ports : sequence of Port
         As `CurveKernelApp.bound_ports` gives them.
+    file : str, optional
+        The connection file's path.
+    record : str, optional
+        Where a record is kept, or why not; empty if none is asked for.
+    last_requests : mapping, optional
+        By public key, the type of the client's last request, and when it came.
+    ends : mapping, optional
+        By public key, when the client's access ends.
     """
 
-    def __init__(self, server_key: str, authorization: str, ports: Sequence[Port]) -> None:
+    def __init__(
+        self,
+        server_key: str,
+        authorization: str,
+        ports: Sequence[Port],
+        file: str = "",
+        record: str = "",
+        last_requests: Mapping[str, tuple[str, float]] = {},
+        ends: Mapping[str, datetime] = {},
+    ) -> None:
+        self.last_requests = last_requests
+        self.ends = ends
+        self.file = file
         self.server_key = server_key
+        self.record = record
         self.authorization = authorization
         self.ports = list(ports)
 
@@ -83,19 +106,48 @@ class Report:
             tables.append([["rejected because", "channel", "times"], *rows])
         return tables
 
+    def activity(self) -> list[str]:
+        """Return a line for each client: connections, last request, and when the access ends."""
+        clients: dict[tuple[str, str], list[ConnectionInfo]] = {}
+        for connection in self.connections:
+            clients.setdefault((_name_of(connection), connection.role), []).append(connection)
+        lines = []
+        for (client, _), group in clients.items():
+            keys = {connection.public_key for connection in group}
+            requests = [self.last_requests[key] for key in keys if key in self.last_requests]
+            parts = ["1 connection" if len(group) == 1 else f"{len(group)} connections"]
+            if requests:
+                kind, at = max(requests, key=lambda request: request[1])
+                shown = "".join(letter for letter in kind if letter.isprintable())[:32]
+                parts.append(f"last {shown} at {_moment(datetime.fromtimestamp(at).astimezone())}")
+            parts += [show(self.ends[key]) for key in keys if key in self.ends]
+            short = client if len(client) <= _CLIENT else f"{client[: _CLIENT - 1]}…"
+            lines.append(f"{short}: {', '.join(parts)}")
+        return lines
+
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
-        paragraphs = ["\n".join(lines), *map(_as_text, self.tables())]
+        lines += [f"Connection file: {self.file}"] if self.file else []
+        lines += [f"Record: {self.record}"] if self.record else []
+        lines += [fill(line, _COLUMNS, subsequent_indent="  ") for line in self.activity()]
+        try:
+            drawn = [*map(_as_text, self.tables())]
+        except Exception:  # noqa: BLE001  code in a cell may have broken what rich needs
+            drawn = ["\n".join(map("  ".join, table)) for table in self.tables()]
+        paragraphs = ["\n".join(lines), *drawn]
         cut = [client for client, *_ in _by_client(self.connections) if len(client) > _CLIENT]
         if cut:
             paragraphs.append("\n".join(["In full:", *cut]))
         return "\n\n".join(paragraphs)
 
     def _repr_html_(self) -> str:
+        file = f"<br>Connection file: <code>{html.escape(self.file)}</code>" if self.file else ""
+        activity = "".join(f"<br>{html.escape(line)}" for line in self.activity())
+        record = f"<br>Record: {html.escape(self.record)}" if self.record else ""
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}</p>"
+            f"May connect: {html.escape(self.authorization)}{file}{record}{activity}</p>"
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
@@ -132,8 +184,7 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
 def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
     clients: dict[tuple[str, str, str], list[ConnectionInfo]] = {}
     for connection in connections:
-        unnamed = {"any": connection.public_key, OWN_CLIENT: "its debugger"}
-        client = connection.name or unnamed.get(connection.role, connection.role) or _UNKNOWN
+        client = _name_of(connection)
         clients.setdefault((client, connection.role, connection.address), []).append(connection)
     rows = []
     for (client, role, address), group in clients.items():
@@ -142,10 +193,23 @@ def _by_client(connections: Sequence[ConnectionInfo]) -> list[list[str]]:
             del counts["hb"]  # it goes with the others, and the table of ports counts it
         channels = [name if count == 1 else f"{name} x {count}" for name, count in counts.items()]
         since = min(connection.since for connection in group if connection.since)
-        today = since.date() == datetime.now(since.tzinfo).date()
-        shown = f"{since:%H:%M:%S}" if today else f"{since:%m-%d %H:%M}"
-        rows.append([client, role, ", ".join(channels), address, shown])
+        rows.append([client, role, ", ".join(channels), address, _moment(since)])
     return rows
+
+
+def _name_of(connection: ConnectionInfo) -> str:
+    unnamed = {"any": connection.public_key, OWN_CLIENT: "its debugger"}
+    return connection.name or unnamed.get(connection.role, connection.role) or _UNKNOWN
+
+
+def _moment(moment: datetime) -> str:
+    today = moment.date() == datetime.now(moment.tzinfo).date()
+    return f"{moment:%H:%M:%S}" if today else f"{moment:%m-%d %H:%M}"
+
+
+def _from_home(path: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111  there may be none
+    return path.replace(home, "~", 1) if path.startswith(f"{home}/") else path
 
 
 @magics_class
@@ -160,21 +224,27 @@ class CurveMagics(Magics):
         if app.client_authorization == "any":
             authorization = _ANY
         else:
-            folder, home = app.authorized_clients, str(Path.home())
-            shown = folder.replace(home, "~", 1) if folder.startswith(f"{home}/") else folder
-            authorization = _LISTED.format(shown)
+            authorization = _LISTED.format(_from_home(app.authorized_clients))
+            if app.owner_keys:
+                authorization += f", and those in owner_keys ({len(app.owner_keys)})"
         if app.access_problem:
             authorization = f"no new client: {app.access_problem}; restart the kernel"
-        return Report(app.server_key.decode(), authorization, app.bound_ports())
+        path = _from_home(app.abs_connection_file)
+        ports, key = app.bound_ports(), app.server_key.decode()
+        return Report(key, authorization, ports, path, app.record, app.last_requests(), app.ends())
 
     @line_magic
     def connect_info(self, _line: str) -> None:
-        """Print the connection file without a secret key: a notebook keeps its outputs."""
+        """Print the connection file without its secrets: a notebook keeps its outputs."""
         path = get_connection_file()
-        info = connection_file.read(path)
-        if info.pop("curve_secretkey", None) is not None:
-            hidden = "The connection file also holds curve_secretkey, which is not shown here.\n"
-        else:
-            hidden = ""
+        info = connection_file.read(path, trusted=False)
+        hidden = [field for field in ("key", "curve_secretkey") if info.pop(field, None)]
         print(json.dumps(info, indent=2))  # noqa: T201
-        print(f"\n{hidden}The connection file is {shlex.quote(path)}")  # noqa: T201
+        if hidden:
+            print(f"\nThe file also holds {' and '.join(hidden)}, not shown here.")  # noqa: T201
+        quoted = shlex.quote(path)
+        print(f"\nThe connection file is {quoted}")  # noqa: T201
+        print(  # noqa: T201
+            "To let somebody in, print a file for them:\n  python -m curve_kernel share CERTIFICATE"
+            f" --name NAME --role viewer --for 2h --existing {quoted} > for-NAME.json"
+        )

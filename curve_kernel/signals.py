@@ -8,6 +8,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from os import getpid, kill
+from signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, getsignal, pthread_sigmask
+from signal import signal as set_handler
 
 __all__ = ["call_at_end", "what_ends_it"]
 
@@ -25,27 +28,29 @@ def call_at_end(function: Callable[[], None]) -> None:
     masks = threading.local()
 
     def call() -> None:
-        if os.getpid() == process:
+        if getpid() == process:
             function()
 
     def end(number: int, _frame: object) -> None:
         call()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        set_handler(number, SIG_DFL)
+        if getpid() == 1:  # which the default of a signal does not end, in a container
+            os._exit(128 + number)
+        kill(getpid(), number)
 
     # After a fork Python forgets a signal that the child's C handler has taken by then, so in the child
     # the signals wait until they have their default again.
     def block() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        masks.before = pthread_sigmask(SIG_BLOCK, _ENDING)
 
     def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+        pthread_sigmask(SIG_SETMASK, masks.before)
 
     def reset() -> None:
         for number in _ENDING:
-            if signal.getsignal(number) is end:
+            if getsignal(number) is end:
                 with contextlib.suppress(ValueError):
-                    signal.signal(number, signal.SIG_DFL)
+                    set_handler(number, SIG_DFL)
         unblock()
 
     atexit.register(call)

@@ -16,6 +16,11 @@ from .keys import KeyPair
 __all__ = ["client_defaults", "make_client", "make_server"]
 
 
+# The least receive buffer that there is, 2,304 bytes on Linux: enough for a handshake, and too little
+# to send much by. While a call in a cell holds the interpreter lock, libzmq's thread reads on and
+# nothing in Python can disconnect a peer: this bounds what it reads. `Connection.receive_freely` ends
+# it for a peer that may send more.
+_RECEIVE_BUFFER = 1
 # Connections that the operating system may hold; it has a limit of its own, 4096 on Linux.
 _BACKLOG = 4096
 
@@ -53,6 +58,7 @@ def make_server(
     socket.handshake_ivl = int(handshake_timeout * 1000)
     socket.maxmsgsize = message_size
     socket.backlog = _BACKLOG
+    socket.rcvbuf = _RECEIVE_BUFFER
     # libzmq stops reading a connection whose queue is full. If that is reset meanwhile and a PING is
     # among what was read, libzmq answers it on a dead engine and aborts the process
     # (stream_engine_base.cpp, Assertion failed: !_io_error). With no limit no peer meets it; sizes and

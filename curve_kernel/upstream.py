@@ -43,6 +43,7 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
         # The iopub thread and the streams.
         "ipykernel.iostream:IOPubThread._setup_pipe_in": "",
         "ipykernel.iostream:IOPubThread._setup_pipe_out": "",
+        "ipykernel.iostream:IOPubThread._handle_event": "",
         "ipykernel.iostream:IOPubThread._handle_pipe_msg": "",
         "ipykernel.iostream:IOPubThread._really_send": "",
         "ipykernel.iostream:IOPubThread._pipe_flag": "",
@@ -66,8 +67,12 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
         "ipykernel.debugger:DebugpyClient.receive_dap_frame": "",
     },
     "jupyter_client": {
+        "jupyter_client.connect:ConnectionFileMixin._create_connected_socket": "",
         "jupyter_client.connect:ConnectionFileMixin._make_url": "",
+        "jupyter_client.connect:ConnectionFileMixin._session_default": "",
         "jupyter_client.manager:KernelManager._close_control_socket": "",
+        "jupyter_client.manager:KernelManager._control_socket": "",
+        "jupyter_client.manager:KernelManager._ready": "",
         "jupyter_client.manager:KernelManager._connect_control_socket": "",
         "jupyter_client.manager:KernelManager._async_kill_kernel": "",
         "jupyter_client.manager:KernelManager._async_cleanup_resources": "",

@@ -42,10 +42,12 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
     deadline = time.monotonic() + timeout
     transport, _, address = endpoint.partition("://")
     family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET
+    if "[" in address:
+        family = socket.AF_INET6
     with socket.socket(family) as peer:
         peer.settimeout(timeout)
         host, _, port = address.rpartition(":")
-        peer.connect(address if transport == "ipc" else (host, int(port)))
+        peer.connect(address if transport == "ipc" else (host.strip("[]"), int(port)))
         peer.sendall(_OPENING)
         greeting = b""
         while len(greeting) < _GREETING_SIZE:

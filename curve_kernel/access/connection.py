@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import termios
+from _socket import socket
+from contextlib import suppress
 from datetime import datetime
 from fcntl import ioctl
 from os import close, dup
@@ -19,22 +21,25 @@ from socket import (
     SHUT_RDWR,
     SO_ACCEPTCONN,
     SO_LINGER,
+    SO_RCVBUF,
     SOL_SOCKET,
     TCP_INFO,
-    socket,
 )
 from struct import error as struct_error
 from struct import pack, unpack, unpack_from
-from time import monotonic, time
 from typing import NamedTuple
 
+from ..clock import monotonic, time
 from .audit import Reason
+from .peer import Peer, unknown
 
 __all__ = [
     "UNKNOWN_ADDRESS",
     "Connection",
     "ConnectionInfo",
     "Peer",
+    "Progress",
+    "bytes_written",
     "name_of",
     "open_socket",
     "unknown",
@@ -54,26 +59,17 @@ _ERROR_SENT = 64 + 170 + 12
 _STATE, _BYTES_ACKED, _BYTES_RECEIVED, _TCP_INFO_SIZE = 0, 120, 128, 136
 _ESTABLISHED = 1
 
-
-class Peer(NamedTuple):
-    """The client at the other end of a connection.
-
-    ``role`` is ``manager``, ``owner`` or ``viewer``; ``any`` for a client that is not listed where that
-    is allowed; ``kernel`` for the kernel's own debugger; and empty while it is not known for certain.
-    ``name`` is empty for a peer that has none. ``public_key`` is 40 characters of Z85.
-    """
-
-    role: str = ""
-    name: str = ""
-    public_key: str = ""
-
-    def __str__(self) -> str:
-        if self.role == "any":
-            return f"any client, with key {self.public_key}"
-        return f"{self.role} {self.name!r}" if self.name else self.role or "an unknown client"
+# The receive buffer of a connection that may send a lot, to begin with; and the option that lets the
+# operating system make it larger again, since Linux 5.14 (asm-generic/socket.h; Python has no name).
+_RECEIVE_BUFFER, _SO_BUF_LOCK = 1 << 17, 72
 
 
-unknown = Peer()
+class Progress(NamedTuple):
+    """What was seen of a reader: bytes published and acknowledged when it had read all, and when."""
+
+    published: int
+    acknowledged: int
+    at: float
 
 
 class ConnectionInfo(NamedTuple):
@@ -114,14 +110,14 @@ class Connection:
         self.peer = unknown
         # While the client is not known: the authorizations that may be this connection's, by number.
         self.candidates: dict[int, Peer] = {}
+        self.has_spoken = False
         self.is_ready = False
         self.is_disconnected = False
         # On ipc, where no bytes are counted: how often it was seen to have sent something.
         self.activity = 0
-        # For a slow reader: bytes published and acknowledged when it had nothing to catch up on, and
-        # when.
-        self.caught_up: tuple[int, int, float] | None = None
+        self.progress: Progress | None = None  # of a reader on iopub
         self.held: socket | None = None
+        self._receives_freely = False
         self._port_name = port_name
         self.hold()
 
@@ -174,10 +170,17 @@ class Connection:
 
     def unread(self) -> int:
         """Return the bytes that the peer has not taken from the operating system yet."""
+        return self._queued(termios.TIOCOUTQ)
+
+    def waiting(self) -> int:
+        """Return the bytes that came from the peer, and that libzmq has not read yet."""
+        return self._queued(termios.FIONREAD)
+
+    def _queued(self, queue: int) -> int:
         if self.held is None:
             return 0
         try:
-            return int(unpack("i", ioctl(self.held, termios.TIOCOUTQ, bytes(4)))[0])
+            return int(unpack("i", ioctl(self.held, queue, bytes(4)))[0])
         except OSError:
             return 0
 
@@ -225,6 +228,16 @@ class Connection:
             return Reason.NO_CURVE
         return Reason.WRONG_KEY if received == _HELLO_SENT else Reason.MALFORMED
 
+    def receive_freely(self) -> None:
+        """Give it a receive buffer of the usual size, in place of the handshake's."""
+        self.hold()
+        if self.held is None or self.is_local or self._receives_freely:
+            return
+        self._receives_freely = True
+        with suppress(OSError):
+            self.held.setsockopt(SOL_SOCKET, SO_RCVBUF, _RECEIVE_BUFFER)
+            self.held.setsockopt(SOL_SOCKET, _SO_BUF_LOCK, 0)
+
     def disconnect(self) -> None:
         """Reset the connection; libzmq sees it and closes. What is on its way is not waited for."""
         self.is_disconnected = True
@@ -254,6 +267,17 @@ def open_socket(descriptor: int) -> socket | None:
     except OSError:
         close(duplicate)
         return None
+
+
+def bytes_written(held: socket | None) -> int:
+    """Return the bytes that were ever written to a TCP connection, or -1 if there is none."""
+    if held is None:
+        return -1
+    # In this order, or a byte that is acknowledged meanwhile would count twice.
+    (acknowledged,) = unpack_from(
+        "Q", held.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO_SIZE), _BYTES_ACKED
+    )
+    return int(acknowledged) + int(unpack("i", ioctl(held, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def name_of(bound: socket) -> tuple[object, object]:

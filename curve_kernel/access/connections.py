@@ -30,6 +30,19 @@ def user_id(number: int, peer: Peer) -> str:
     return f"{number} {peer.role} {peer.public_key} {peer.name}"
 
 
+def _number_and_peer(given: str) -> tuple[int, Peer]:
+    """Return what `user_id` was made of."""
+    number, role, public_key, name = given.split(" ", 3)
+    return int(number), Peer(role, name, public_key)
+
+
+def _keys_of(connection: Connection) -> set[str]:
+    """Return the public keys of the clients whose connection it may be; none if nothing is known."""
+    if connection.peer.role:
+        return {connection.peer.public_key}
+    return {peer.public_key for peer in connection.candidates.values()}
+
+
 class Connections:
     """The connections, and the client of each as far as that is certain. Not thread-safe."""
 
@@ -61,6 +74,9 @@ class Connections:
         key = channel, descriptor
         for connections in (self.handshaking, self.leaving):
             if (connection := connections.pop(key, None)) is not None:
+                if channel == "pipe" and self._succeeded[channel]:
+                    # A forked child that has printed its line, and by now its descriptor is another's.
+                    connection.is_ready = True
                 self._left_its_handshake(channel)
                 return connection
         return self.ready.pop(key, None)
@@ -74,6 +90,10 @@ class Connections:
     def is_handshaking(self, connection: Connection) -> bool:
         """Whether the handshake of *connection* goes on, as far as this table was told."""
         return self.handshaking.get((connection.channel, connection.descriptor)) is connection
+
+    def is_surely_handshaking(self, connection: Connection) -> bool:
+        """Whether the handshake of *connection* goes on, if all events were taken in."""
+        return self.is_handshaking(connection) and not self._succeeded[connection.channel]
 
     def succeeded(self, channel: str) -> list[Connection]:
         """Take note that a handshake of *channel* has succeeded; libzmq does not name its connection.
@@ -104,6 +124,31 @@ class Connections:
             self._forget(channel)
         return user_id(self.number, peer)
 
+    def may_hand_over(self, channel: str, peer: Peer) -> bool:
+        """Whether a connection of *peer* may take over a routing id that is in use on *channel*.
+
+        libzmq takes the routing id that a client gives, and sends replies and prompts to the last
+        connection that gave it. It tells the kernel only with a message, so it must not come to that:
+        only clients of the same key may do so, and the manager once each other client has been heard.
+        """
+        if any(
+            connection.peer.role != "kernel"
+            and not (connection.has_spoken and peer.role == "manager")
+            and _keys_of(connection) != {peer.public_key}
+            for connection in self.ready.values()
+            if connection.channel == channel
+        ):
+            return False
+        numbers = [
+            connection.number
+            for connections in (self.handshaking, self.leaving)
+            for connection in connections.values()
+            if connection.channel == channel
+        ]
+        oldest = min(numbers, default=self.number)
+        authorized = self._authorized[channel].items()
+        return {other.public_key for n, other in authorized if n > oldest} <= {peer.public_key}
+
     def rejected(self, channel: str) -> None:
         """Take note that ZAP rejects a client, whose connection is about to end."""
         self.number += 1
@@ -132,15 +177,23 @@ class Connections:
             connection.candidates = {n: peer for n, peer in authorized if n > connection.number}
             self._deduce(connection)
 
-    def spoke(self, channel: str, descriptor: int, given: str) -> list[Connection]:
+    def may_be(self, connection: Connection) -> list[Peer]:
+        """Return the clients of which *connection* may be, as far as they have been accepted."""
+        if connection.peer.role:
+            return [connection.peer]
+        if connection.is_ready:
+            return list(connection.candidates.values())
+        authorized = self._authorized[connection.channel].items()
+        return [peer for number, peer in authorized if number > connection.number]
+
+    def told(self, channel: str, descriptor: int, given: str) -> list[Connection]:
         """Take note of what a message told; return the connections whose client is known by it."""
-        words = given.split(" ", 3)
-        number, peer = int(words[0]), Peer(words[1], words[3], words[2])
+        number, peer = _number_and_peer(given)
         key = channel, descriptor
         connection = self.handshaking.get(key) or self.ready.get(key)
         if connection is None or number <= connection.number:
             return []  # the message's connection has ended, and another one has its descriptor
-        connection.peer, connection.candidates = peer, {}
+        connection.peer, connection.candidates, connection.has_spoken = peer, {}, True
         if not connection.is_ready:
             self.got_ready(connection)
         self._authorized[channel].pop(number, None)

@@ -13,12 +13,14 @@ from .connections import Connections
 from .limits import (
     Limits,
     excess_connection,
+    follow_reader,
     has_little_to_say,
-    is_slow_reader,
+    has_too_much_waiting,
     oldest_handshake,
     says_too_much,
     says_too_much_in_handshake,
 )
+from .policy import Policy
 
 __all__ = ["Enforcer"]
 
@@ -37,9 +39,14 @@ class Enforcer:
         For all sockets together.
     audit : AuditLog
         Is told of each connection that was rejected or disconnected.
+    policy : Policy
+        Says whether a connection may go on.
     """
 
-    def __init__(self, connections: Connections, limits: Limits, audit: AuditLog) -> None:
+    def __init__(
+        self, connections: Connections, limits: Limits, audit: AuditLog, policy: Policy
+    ) -> None:
+        self._policy = policy
         self._connections = connections
         self._limits = limits
         self._audit = audit
@@ -81,14 +88,50 @@ class Enforcer:
 
     def client_is_known(self, connection: Connection) -> None:
         """Apply the limits after the handshake, and again when its client gets known."""
+        self._hold_against_list(connection)
         if has_little_to_say(connection):
             self._budget(connection)
             self._check_budget(connection)
         else:
             self._unbudget(connection)
+            if connection.channel not in ("iopub", "hb"):
+                connection.receive_freely()
         excess = excess_connection(self._connections.ready.values(), self._limits)
         if excess is not None:
             self._disconnect(excess, Reason.CONNECTIONS)
+
+    def hold_against_list(self) -> int:
+        """Disconnect every client that would not be accepted again, by the last look at the list.
+
+        Returns how many connections were disconnected.
+        """
+        ended = 0
+        for connection in list(self._connections):
+            if not connection.is_disconnected and connection.channel != "pipe":
+                before = connection.peer
+                self._hold_against_list(connection, changed=True)
+                ended += connection.is_disconnected
+                if connection.peer != before:
+                    self.client_is_known(connection)
+        return ended
+
+    def _hold_against_list(self, connection: Connection, *, changed: bool = False) -> None:
+        """Disconnect *connection*, or let it go on as whom the list says that it is now.
+
+        One of which nothing is known may be of a client that is out, and it comes back by itself.
+        """
+        if connection.is_disconnected or connection.channel == "pipe":
+            return
+        known = bool(connection.peer.role)
+        clients = self._connections.may_be(connection)
+        verdicts = [self._policy.still(connection.channel, peer.public_key) for peer in clients]
+        reason = next((reason for _, reason in verdicts if reason is not None), None)
+        if changed and connection.is_ready and not clients:
+            reason = Reason.DOUBT
+        if reason is not None:
+            self._disconnect(connection, reason if known else Reason.DOUBT, always=known)
+        elif known:
+            connection.peer = verdicts[0][0]
 
     def ended(self, connection: Connection) -> None:
         """Release a connection that ended, and log why its handshake failed, if it did."""
@@ -120,26 +163,34 @@ class Enforcer:
                 self._check_budget(connection)
         return ready
 
-    def check_budgets(self) -> int:
-        """Check the connections that have little to say and have said something; return how many."""
-        spoke = self.epoll.poll(0)
+    def check_budgets(self) -> tuple[int, list[Connection]]:
+        """Check the connections that have little to say and have said something.
+
+        Returns how many, and those that have sent too much unless their handshake is over: libzmq
+        tells of its end before the client may send more, and that may wait to be taken in.
+        """
+        spoke, doubtful = self.epoll.poll(0), []
         for descriptor, _ in spoke:
             if (connection := self._budgeted.get(descriptor)) is not None:
                 connection.activity += 1
                 self._check_budget(connection)
-        return len(spoke)
+                if not connection.is_ready and has_too_much_waiting(connection):
+                    doubtful.append(connection)
+        return len(spoke), doubtful
+
+    def disconnect_in_handshake(self, connection: Connection) -> None:
+        """Disconnect *connection* for what it has sent, if its handshake is not over for certain."""
+        if not connection.is_disconnected and self._connections.is_surely_handshaking(connection):
+            self._disconnect(connection, Reason.HANDSHAKE_BYTES)
 
     def check_readers(self) -> None:
         """Disconnect slow readers."""
         self._published_before = self.published
         for connection in list(self._budgeted.values()):
-            if (
-                connection.channel == "iopub"
-                and connection.is_ready
-                and not connection.is_disconnected
-                and is_slow_reader(connection, self.published)
-            ):
-                self._disconnect(connection, Reason.SLOW)
+            if connection.channel == "iopub" and connection.is_ready and not connection.is_disconnected:
+                connection.progress, is_slow = follow_reader(connection, self.published)
+                if is_slow:
+                    self._disconnect(connection, Reason.SLOW)
 
     def close(self) -> None:
         """Release all connections."""
@@ -168,8 +219,8 @@ class Enforcer:
         elif has_little_to_say(connection) and says_too_much(connection):
             self._disconnect(connection, Reason.BYTES)
 
-    def _disconnect(self, connection: Connection, reason: Reason) -> None:
+    def _disconnect(self, connection: Connection, reason: Reason, *, always: bool = False) -> None:
         connection.disconnect()
         self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
-        self._audit.disconnected(channel, address, reason, str(connection.peer))
+        self._audit.disconnected(channel, address, reason, connection.peer, always=always)

@@ -6,7 +6,8 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import zmq
 from jupyter_client.connect import channel_socket_types
@@ -15,9 +16,14 @@ from .. import sockets
 from ..keys import KeyPair
 from .allowlist import AuthorizedClients
 from .audit import AuditLog
+from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
-from .monitor import Monitor, Port
-from .zap import Policy
+from .monitor import Monitor
+from .policy import Policy, Speaker
+from .port import Port
+
+if TYPE_CHECKING:
+    from .record import Record
 
 __all__ = ["Gate"]
 
@@ -39,9 +45,13 @@ class Gate:
     log : logging.Logger
         For accepted and rejected clients.
     allow_any, open_heartbeat : bool
-        See `zap.Policy`.
+        See `policy.Policy`.
     message_sizes : mapping
         Bytes in a frame by channel, where it is not what `limits.MESSAGE_SIZES` says.
+    record : Record, optional
+        Is told of everything that clients do.
+    ipv6 : bool
+        Whether the sockets will be bound to an IPv6 address.
     """
 
     def __init__(
@@ -54,21 +64,26 @@ class Gate:
         allow_any: bool,
         open_heartbeat: bool,
         message_sizes: Mapping[str, int],
+        record: Record | None = None,
+        ipv6: bool = False,
     ) -> None:
         self.server_key = keys.public_key
         self.own_client_keys = KeyPair.generate()
         """The key pair of the client inside the kernel, its debugger."""
         self._keys: KeyPair | None = keys
+        self.record = record
+        self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
-        policy = Policy(
+        self.policy = Policy(
             keys.public_key,
             self.own_client_keys.public_key,
             clients,
             allow_any=allow_any,
             open_heartbeat=open_heartbeat,
         )
-        self._monitor = Monitor(policy, _within_open_files(limits), AuditLog(log), log)
+        self._audit = AuditLog(log, record)
+        self._monitor = Monitor(self.policy, _within_open_files(limits, log), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -86,6 +101,10 @@ class Gate:
         if keys is None:
             raise RuntimeError("the secret key is forgotten: every socket is bound already")
         domain = channel if channel in channel_socket_types else ""
+        if self._ipv6:
+            # The context's option is for sockets that it makes later, such as the debugger's client.
+            socket.ipv6 = True
+            socket.context.set(zmq.IPV6, 1)
         sockets.make_server(socket, keys, self._timeout, self._message_sizes[channel], domain)
         self._monitor.watch(socket, channel)
 
@@ -93,9 +112,36 @@ class Gate:
         """Forget the server's secret key, which libzmq keeps for itself."""
         self._keys = None
 
-    def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of the connection by which a message came; call it with each first frame."""
-        self._monitor.heard(channel, frame)
+    def heard(self, channel: str, frame: zmq.Frame) -> Speaker | None:
+        """Take note of the connection by which a message came, and return its client.
+
+        Call it with each first frame. What comes from a client that has a ``reason`` is to be dropped.
+        """
+        user_id = self._monitor.heard(channel, frame)
+        if user_id is None:
+            return None
+        speaker = self.policy.speaker(channel, user_id)
+        if speaker.reason is not None and channel != "iopub":  # where libzmq unsubscribes who leaves
+            self._audit.dropped(channel, speaker.reason, speaker.peer)
+        return speaker
+
+    def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
+        """Return the client whose ``tag`` *frame* is, if it is a tag."""
+        return self.policy.tagged(frame)
+
+    def received(self, speaker: Speaker, message: dict[str, Any], *, is_whole: bool) -> None:
+        """Write into *message* whose it is; what a client sent that is out by now is not to be run."""
+        header = message["header"]
+        header["username"] = self.policy.username(speaker.peer, header.get("username"))
+        if not is_whole:
+            return
+        if speaker.reason is None:
+            self.policy.requested(speaker, message["msg_type"])
+            self._audit.requested(speaker.channel, speaker.peer, message)
+            return
+        self._audit.dropped(speaker.channel, speaker.reason, speaker.peer, message)
+        # A type that no kernel knows: it says in its log that it does nothing, and is idle again.
+        header["msg_type"] = message["msg_type"] = f"{message['msg_type']} of a client that is out"
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub, by which slow readers are found."""
@@ -117,23 +163,33 @@ class Gate:
     def close(self) -> None:
         """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
+        if self.record is not None:
+            self.record.close()
+
+    def closing(self) -> AbstractContextManager[None]:
+        """Do so; after the block, in which they are closed, no forked process keeps them open."""
+        ending = shut_down_at_end(self._monitor.listening())
+        self.close()
+        return ending
 
 
-def _within_open_files(limits: Limits) -> Limits:
+def _within_open_files(limits: Limits, log: logging.Logger) -> Limits:
     """Make room for more open files, if that is allowed, and keep *limits* within what there is.
 
     libzmq accepts faster than connections can be disconnected, and code must always be able to open a
     file. Each connection takes two descriptors.
     """
+    soft, unlimited = 1024, resource.RLIM_INFINITY
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        unlimited = resource.RLIM_INFINITY
         room = _OPEN_FILES if hard == unlimited else min(hard, _OPEN_FILES)
         if soft != unlimited and soft < room:
             resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
             soft = room
-    except (OSError, ValueError):  # a sandbox does not let it be read or changed
-        soft, unlimited = 1024, -1
+    except (OSError, ValueError) as error:  # in a sandbox
+        log.warning(
+            "The limit of open files can't be read or raised, and is taken as %d: %s", soft, error
+        )
     files = max(soft, 8) if soft != unlimited else sys.maxsize
     return limits._replace(
         handshakes=min(limits.handshakes, files // 4), connections=min(limits.connections, files // 8)

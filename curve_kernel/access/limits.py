@@ -1,23 +1,24 @@
 """Every limit on what a peer may take, in one place, and which connection is disconnected for it.
 
-All of it is pure: the table of `connections` and the thread of `monitor` apply it.
+Nothing here changes anything: `enforcer` applies it.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Collection, Iterable
-from time import monotonic
 from typing import NamedTuple
 
-from .connection import Connection
+from ..clock import monotonic
+from .connection import Connection, Progress
 
 __all__ = [
     "MESSAGE_SIZES",
     "Limits",
     "excess_connection",
+    "follow_reader",
     "has_little_to_say",
-    "is_slow_reader",
+    "has_too_much_waiting",
     "oldest_handshake",
     "says_too_much",
     "says_too_much_in_handshake",
@@ -128,6 +129,11 @@ def says_too_much_in_handshake(connection: Connection) -> bool:
     return connection.received() > _HANDSHAKE_BYTES
 
 
+def has_too_much_waiting(connection: Connection) -> bool:
+    """Whether more waits for libzmq than any handshake takes."""
+    return connection.waiting() > _HANDSHAKE_BYTES
+
+
 def has_little_to_say(connection: Connection) -> bool:
     """Whether the peer may only subscribe or ping, as it may while it is not known."""
     if connection.channel == "hb":
@@ -140,31 +146,31 @@ def says_too_much(connection: Connection) -> bool:
     age = monotonic() - connection.since
     if connection.is_local:
         times, rate = _QUIET_ACTIVITY[connection.channel]
-        return connection.activity > times + rate * age
+        return connection.activity > times + rate * age or connection.waiting() > _QUIET_BYTES
     if connection.channel == "hb":  # each message is echoed when it is complete
         return connection.received() - connection.acknowledged() > _QUIET_BYTES
     return connection.received() > _QUIET_BYTES + _QUIET_RATE * age
 
 
-def is_slow_reader(connection: Connection, published: int) -> bool:
-    """Whether a peer on iopub leaves unread what would fill the kernel's memory.
+def follow_reader(connection: Connection, published: int) -> tuple[Progress, bool]:
+    """Return the progress of a peer on iopub, and whether it leaves unread what would fill the memory.
 
     Parameters
     ----------
     connection : Connection
-        Looked at again and again; ``caught_up`` keeps what was seen.
+        Its ``progress`` is what the last look returned.
     published : int
         Bytes published on iopub since the start.
     """
-    now, acknowledged = monotonic(), connection.acknowledged()
-    if connection.caught_up is None or not connection.unread():
-        connection.caught_up = published, acknowledged, now
-        return False
-    before, acknowledged_before, when = connection.caught_up
+    now = Progress(published, connection.acknowledged(), monotonic())
+    then = connection.progress
+    if then is None or not connection.unread():
+        return now, False
     if connection.is_local:
-        return now - when > _STALL and published - before > _BACKLOG
-    backlog = published - before - (acknowledged - acknowledged_before)
-    if acknowledged > acknowledged_before:
+        return then, now.at - then.at > _STALL and published - then.published > _BACKLOG
+    backlog = published - then.published - (now.acknowledged - then.acknowledged)
+    stalls = now.at - then.at > _STALL
+    if now.acknowledged > then.acknowledged:
         # It reads: what it has not read yet counts, not how long ago it had read everything.
-        connection.caught_up = published - backlog, acknowledged, now
-    return backlog > _BACKLOG or now - when > _STALL
+        then = now._replace(published=published - backlog)
+    return then, backlog > _BACKLOG or stalls

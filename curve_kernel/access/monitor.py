@@ -13,24 +13,29 @@ from __future__ import annotations
 import collections
 import logging
 import os
-from contextlib import suppress
-from os import O_CLOEXEC, O_NONBLOCK, dup2, fstat, getpid, pipe2, read, write
+from _thread import allocate_lock
+from contextlib import closing, suppress
+from os import O_CLOEXEC, O_NONBLOCK, fstat, getpid, pipe2, read, write
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
-from threading import Event, Lock, Thread
-from time import monotonic, sleep
-from typing import Any, NamedTuple, cast
+from threading import Lock, Thread
+from typing import Any
 
 import zmq
 
+from ..clock import monotonic, sleep
 from .audit import AuditLog
-from .connection import Connection, ConnectionInfo, name_of, open_socket
+from .connection import Connection, name_of, open_socket
 from .connections import Connections
 from .enforcer import Enforcer
+from .forks import let_go
 from .limits import Limits
-from .zap import ClientAuthenticator, Policy
+from .policy import Policy
+from .port import Listener, Port
+from .revocation import Revocation
+from .zap import ClientAuthenticator
 
-__all__ = ["Monitor", "Port"]
+__all__ = ["Monitor"]
 
 _EVENTS = (
     zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -47,32 +52,6 @@ _BATCH, _REST = 16, 0.00005
 # Seconds after which a connection that says nothing is accepted all the same. Both ends of ZMTP speak
 # first.
 _DEFER_ACCEPT = 600
-
-
-class Port(NamedTuple):
-    """A bound socket, as libzmq tells of it.
-
-    ``rejected`` counts connections by the reason why they came to nothing.
-    """
-
-    channel: str
-    mechanism: str
-    endpoint: str
-    connections: tuple[ConnectionInfo, ...]
-    rejected: dict[str, int]
-
-
-class _Listener:
-    """A guarded socket and its monitor."""
-
-    def __init__(self, channel: str, socket: zmq.Socket[Any], monitor: zmq.Socket[Any]) -> None:
-        self.channel = channel
-        self.socket = socket
-        self.monitor = monitor
-        self.mechanism = zmq.SecurityMechanism(cast(int, socket.get(zmq.MECHANISM))).name
-        self.endpoint = ""
-        self.name: tuple[object, object] | None = None
-        self.descriptor = self.inode = -1
 
 
 class Monitor:
@@ -98,15 +77,16 @@ class Monitor:
         """Why no new client is accepted, or empty."""
         self._lock = Lock()
         self._connections = Connections()
-        self._enforcer = Enforcer(self._connections, limits, audit)
-        self._listeners: dict[str, _Listener] = {}
+        self._enforcer = Enforcer(self._connections, limits, audit, policy)
+        self._revocation = Revocation(policy, self._enforcer)
+        self._listeners: dict[str, Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
         self._on_ended: dict[str, Any] = {}
-        # What messages told of their connection: channel, descriptor, user id.
-        self._heard: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self._spoke: collections.deque[tuple[str, int, str]] = collections.deque()
+        # The user ids that messages told of, by channel and descriptor; those to be taken in.
+        self._user_ids: dict[str, dict[int, str]] = collections.defaultdict(dict)
+        self._told: collections.deque[tuple[str, int, str]] = collections.deque()
         # What other threads wait for: that the handshakes have been checked.
-        self._asked: collections.deque[Event] = collections.deque()
+        self._asked: collections.deque[Any] = collections.deque()
         self._events = 0
         # ZAP requests that wait until the events before them have been handled.
         self._requests: dict[ClientAuthenticator, list[bytes]] = {}
@@ -134,28 +114,33 @@ class Monitor:
         monitor.rcvhwm = _QUEUE
         monitor.connect(endpoint)
         with self._lock:
-            if context not in self._handlers:
+            if (handler := self._handlers.get(context)) is None:
                 handler = ClientAuthenticator(context, self._policy, self._connections, self._audit)
                 handler.start()
                 self._handlers[context] = handler
-            self._listeners[channel] = _Listener(channel, socket, monitor)
+            handler.sockets[channel] = socket
+            self._listeners[channel] = Listener(channel, socket, monitor)
         self._wake()
 
     def on_ended(self, channel: str, callback: Any) -> None:
         """Call *callback*, in the monitor's thread, whenever a connection of *channel* has ended."""
         self._on_ended[channel] = callback
 
-    def heard(self, channel: str, frame: zmq.Frame) -> None:
-        """Take note of the connection by which a message came. Called for each message of a channel."""
+    def heard(self, channel: str, frame: zmq.Frame) -> str | None:
+        """Take note of the connection by which a message came. Called for each message of a channel.
+
+        Returns the connection's user id, or None for a message that came from no connection.
+        """
         try:
             descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
         except zmq.ZMQError:
-            return
-        heard = self._heard[channel]
-        if heard.get(descriptor) != user_id:
-            heard[descriptor] = user_id
-            self._spoke.append((channel, descriptor, user_id))
+            return None
+        user_ids = self._user_ids[channel]
+        if user_ids.get(descriptor) != user_id:
+            user_ids[descriptor] = user_id
+            self._told.append((channel, descriptor, user_id))
             self._wake()
+        return user_id
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub."""
@@ -166,16 +151,13 @@ class Monitor:
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, with their connections."""
         if self._thread.is_alive() and not self.problem:
-            checked = Event()
+            checked = allocate_lock()
+            checked.acquire()
             self._asked.append(checked)
             self._wake()
-            checked.wait(1)
+            checked.acquire(timeout=1)
         with self._lock:
-            ready = [
-                connection
-                for connection in self._connections.ready.values()
-                if not connection.is_disconnected
-            ]
+            ready = [peer for peer in self._connections.ready.values() if not peer.is_disconnected]
             return [
                 Port(
                     listener.channel,
@@ -209,6 +191,7 @@ class Monitor:
         for listener in self._listeners.values():
             listener.monitor.close()
         self._enforcer.close()
+        self._revocation.close()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it is about to wake anyway
@@ -231,6 +214,8 @@ class Monitor:
         poller, known = zmq.Poller(), 0
         poller.register(self._wake_in, zmq.POLLIN)
         poller.register(self._enforcer.epoll.fileno(), zmq.POLLIN)
+        if (told := self._revocation.descriptor) >= 0:
+            poller.register(told, zmq.POLLIN)
         handshakes_then = readers_then = 0.0
         while not self._stopping:
             ready = [where for where, _ in poller.poll(self._timeout())]
@@ -250,6 +235,9 @@ class Monitor:
                     if handler.zap_socket in ready or handler in self._requests:
                         self._take(self._answer, handler)
                 self._take(self._hear)
+                if told in ready:
+                    self._take(self._revocation.told)
+                self._take(self._revocation.check)
                 if self._enforcer.epoll.fileno() in ready:
                     self._take(self._check_budgets)
                 now = monotonic()
@@ -259,7 +247,7 @@ class Monitor:
                     handshakes_then = now
                     self._take(self._check_handshakes)
                     while self._asked:
-                        self._asked.popleft().set()
+                        self._asked.popleft().release()
                 if self._enforcer.has_published_much() or now - readers_then >= _READER_INTERVAL:
                     readers_then = now
                     self._take(self._enforcer.check_readers)
@@ -269,11 +257,14 @@ class Monitor:
 
     def _timeout(self) -> int | None:
         """Return the milliseconds after which something is to be checked, or None."""
-        if self._requests or self._spoke:
+        if self._requests or self._told:
             return 0
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
-        return int(_READER_INTERVAL * 1000) if self._enforcer.has_readers() else None
+        seconds = self._revocation.seconds()
+        if self._enforcer.has_readers():
+            seconds = min(_READER_INTERVAL, _READER_INTERVAL if seconds is None else seconds)
+        return None if seconds is None else int(seconds * 1000) + 1
 
     def _take(self, function: Any, *arguments: Any) -> None:
         """Call *function*; what goes wrong is logged once, and the thread goes on."""
@@ -285,9 +276,10 @@ class Monitor:
             problem = f"{function.__name__}: {error!r}"
             if problem not in self._reported and len(self._reported) < 32:
                 self._reported.add(problem)
-                self._log.error("The watch over connections goes on after an error: %s", problem)
+                with suppress(Exception):  # logging may be what is broken
+                    self._log.error("The watch over connections goes on after an error: %s", problem)
 
-    def _drain(self, listener: _Listener, most: int = 1000) -> bool:
+    def _drain(self, listener: Listener, most: int = 1000) -> bool:
         """Handle *most* events of *listener*, and return whether those were all that there are."""
         for _ in range(most):
             try:
@@ -298,13 +290,13 @@ class Monitor:
             self._take(self._handle_event, listener, frame, endpoint)
         return False
 
-    def _handle_event(self, listener: _Listener, frame: bytes, endpoint: bytes) -> None:
+    def _handle_event(self, listener: Listener, frame: bytes, endpoint: bytes) -> None:
         event, value = unpack("=Hi", frame)
         channel = listener.channel
         if event == zmq.EVENT_LISTENING:
             listener.endpoint, listener.descriptor = endpoint.decode(), value
             if (held := open_socket(value)) is not None:
-                with held:
+                with closing(held):
                     listener.name, listener.inode = name_of(held), fstat(value).st_ino
                     if held.family != AF_UNIX:
                         held.setsockopt(IPPROTO_TCP, TCP_DEFER_ACCEPT, _DEFER_ACCEPT)
@@ -330,12 +322,16 @@ class Monitor:
         handler.answer(request)
 
     def _hear(self) -> None:
-        while self._spoke and self._drain(self._listeners[self._spoke[0][0]]):
-            for connection in self._connections.spoke(*self._spoke.popleft()):
+        while self._told and self._drain(self._listeners[self._told[0][0]]):
+            for connection in self._connections.told(*self._told.popleft()):
                 self._enforcer.client_is_known(connection)
 
     def _check_budgets(self) -> None:
-        self._events += self._enforcer.check_budgets()
+        events, doubtful = self._enforcer.check_budgets()
+        self._events += events
+        for connection in doubtful:
+            if self._drain(self._listeners[connection.channel]):
+                self._enforcer.disconnect_in_handshake(connection)
 
     def _check_handshakes(self) -> None:
         ready = self._enforcer.check_handshakes()
@@ -347,9 +343,8 @@ class Monitor:
 
     def _ended(self, connection: Connection) -> None:
         self._enforcer.ended(connection)
-        heard = self._heard[connection.channel]
-        if len(heard) > 4096:
-            heard.clear()  # each connection that stands is told of again
+        if len(self._user_ids[connection.channel]) > 4096:
+            self._user_ids[connection.channel].clear()  # each that stands is told of again
         if (callback := self._on_ended.get(connection.channel)) is not None:
             callback()
 
@@ -360,7 +355,8 @@ class Monitor:
                 handler.stop()
         if self.problem and self.problem not in self._reported:
             self._reported.add(self.problem)
-            self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
+            with suppress(Exception):
+                self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
         listeners = list(self._listeners.values())
@@ -381,20 +377,14 @@ class Monitor:
 
     def _leave_ports(self) -> None:
         """Close listeners and connections in a forked child, or they would outlive the kernel."""
-        held = [(listener.descriptor, listener.inode) for listener in self._listeners.values()]
+        held = self.listening()
         for connection in self._connections:
             if connection.held is not None:
                 held.append((connection.descriptor, fstat(connection.held.fileno()).st_ino))
                 connection.held.close()
-        try:
-            null = os.open(os.devnull, os.O_RDONLY | O_CLOEXEC)
-        except OSError:
-            return
-        for descriptor, inode in held:
-            try:
-                if fstat(descriptor).st_ino == inode:
-                    # libzmq's number stays taken: nothing else in the child gets it.
-                    dup2(null, descriptor, inheritable=False)
-            except OSError:
-                continue
-        os.close(null)
+                connection.held = None  # for the child's own children
+        let_go(held)
+
+    def listening(self) -> list[tuple[int, int]]:
+        """Return descriptor and inode of each listening socket."""
+        return [(listener.descriptor, listener.inode) for listener in self._listeners.values()]

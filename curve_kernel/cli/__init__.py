@@ -12,6 +12,7 @@ from typing import NoReturn
 from traitlets.config import Application
 
 from ..errors import CurveKernelError, fail, suggest
+from ..folders import no_home
 
 __all__ = ["Command"]
 
@@ -78,6 +79,8 @@ class Command(Application):
                 sys.stdout.flush()
         except CurveKernelError as error:
             fail(error)
+        except RuntimeError as error:
+            fail(no_home(error))
         except BrokenPipeError:
             # The reader has left, as `head` does. What is buffered still must go somewhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

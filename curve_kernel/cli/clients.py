@@ -9,10 +9,12 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
+from .. import trust
 from ..access.allowlist import ROLES, AuthorizedClients, check_name
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..keys import KeyPair, require_curve
 from ..keys.certificates import (
     curve_folder,
@@ -22,11 +24,23 @@ from ..keys.certificates import (
     read_certificate,
     write_certificate,
 )
+from ..keys.expiry import after, ago_or_in, at, show
+from ..receipts import receipts
 from . import Command
 
-__all__ = ["AuthorizeApp", "ClientsApp", "KeygenApp", "RevokeApp", "make_identity"]
+__all__ = [
+    "AuthorizeApp",
+    "ClientsApp",
+    "KeygenApp",
+    "RevokeApp",
+    "add_end_arguments",
+    "end_of",
+    "list_client",
+    "make_identity",
+    "public_certificate",
+]
 
-_STANDING = "A connection that stands already goes on: restart the kernel to end it."
+_OUT = "Your kernels that run disconnect that key within two seconds; no restart is needed."
 
 
 def make_identity(*, force: bool = False) -> KeyPair:
@@ -62,13 +76,20 @@ def make_identity(*, force: bool = False) -> KeyPair:
         )
     pair = KeyPair.generate()
     try:
-        make_folder(owner.parent)
+        _make_trusted(owner.parent)
         write_certificate(path, pair.public_key, pair.secret_key)
         write_certificate(folder / "identity.key", pair.public_key)
         write_certificate(owner, pair.public_key)
     except OSError as error:
         raise _not_written(error) from None
     return pair
+
+
+def _make_trusted(folder: Path) -> None:
+    """Make a role's folder, where the certificates in it count."""
+    make_folder(folder)
+    if problem := trust.path_problem("folder", folder):
+        raise problem
 
 
 def _own_name() -> str:
@@ -86,8 +107,13 @@ def _not_written(error: OSError) -> CurveKernelError:
 
 
 def _files_of(name: str) -> list[Path]:
-    paths = [curve_folder() / folder / f"{name}.key" for folder in ROLES.values()]
-    return [path for path in paths if os.path.lexists(path)]
+    """Return the certificates of the client *name*; what can't be typed goes by what is shown."""
+    paths: list[Path] = []
+    for role in ROLES.values():
+        with contextlib.suppress(OSError):
+            paths += (path for path in (curve_folder() / role).iterdir() if path.suffix == ".key")
+    exact = [path for path in paths if path.stem == name]
+    return exact or [path for path in paths if printable(path.stem) == name]
 
 
 class KeygenApp(Command):
@@ -109,10 +135,11 @@ class KeygenApp(Command):
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
         if not replaced:
             print(f"Give others your public certificate: {certificate}")  # noqa: T201
+            print(_OTHER_LISTS.format(curve_folder()))  # noqa: T201
             return
-        for line in _take_off(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
+        for line in _take_off_old(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
-        print(_STANDING)  # noqa: T201
+        print(_OUT)  # noqa: T201
         print(  # noqa: T201
             "Others who listed your old key still accept it. Ask them to replace it, with\n"
             "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
@@ -120,6 +147,10 @@ class KeygenApp(Command):
         )
 
 
+_OTHER_LISTS = (
+    "A kernel that another JUPYTER_CONFIG_DIR was set for reads another list than that in\n  {}\n"
+    "and `%curve` in it shows where."
+)
 _OLD_KEY_IS_NOT_KNOWN = (
     "Your old key can't be read, so it may be listed under another name: python -m curve_kernel clients"
 )
@@ -142,8 +173,36 @@ def _take_off(public_key: bytes) -> Iterator[str]:
             except OSError as error:
                 raise _not_written(error) from None
             yield f"It was listed as {client.role} {client.name} too, and is not any more."
+
+
+def _take_off_old(public_key: bytes) -> Iterator[str]:
+    yield from _take_off(public_key)
     key = public_key.decode()
-    yield f"Your old key is off your list, and your kernels reject it at the next handshake: {key}"
+    yield f"Your old key is off your list, and your kernels reject it from now on: {key}"
+
+
+def add_end_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --for and --until."""
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument(
+        "--for",
+        dest="duration",
+        metavar="TIME",
+        help="end the access by itself, after 30min, 2h, 1h30min or 7d",
+    )
+    end.add_argument(
+        "--until",
+        metavar="WHEN",
+        help="""end the access by itself, at 18:00, 2026-12-24 or 2026-12-24T18:00, in this machine's
+        time unless it says another, as in 2026-12-24T18:00Z or 2026-12-24T18:00+01:00""",
+    )
+
+
+def end_of(options: argparse.Namespace) -> datetime | None:
+    """Return the end that the options ask for, or None for no end."""
+    if options.duration is not None:
+        return after(options.duration)
+    return at(options.until) if options.until is not None else None
 
 
 class AuthorizeApp(Command):
@@ -151,7 +210,7 @@ class AuthorizeApp(Command):
 
     name = "authorize"
     summary = """List a client by its public certificate, so that it may connect to your kernels. Takes
-        effect at the next handshake, with no restart."""
+        effect at once, with no restart: a client that gets another role, or an end, is held to it."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the certificate, the name and the role."""
@@ -169,63 +228,93 @@ class AuthorizeApp(Command):
             default="viewer",
             help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
         )
+        add_end_arguments(parser)
         parser.add_argument("--force", action="store_true", help="replace a client of that name")
 
     def run(self, options: argparse.Namespace) -> None:
         """Write the certificate into the role's folder."""
-        name = check_name(options.name)
-        public_key, secret_key = self._read(options.certificate)
-        if secret_key is not None:
-            raise CurveKernelError(
-                f"certificate {options.certificate} holds a secret key, which must stay with its owner",
-                "take the public certificate beside it: identity.key",
-            )
-        folder = curve_folder()
-        target = folder / ROLES[options.role] / f"{name}.key"
-        existing = _files_of(name)
-        if existing and not options.force and not self._same(existing, public_key):
-            raise CurveKernelError(
-                f"there is another client {name} already: {existing[0]}",
-                "choose another --name, or replace it with --force",
-            )
-        listed = AuthorizedClients(folder, lambda _: None).find(public_key)
-        if listed is not None and listed.name != name:
-            raise CurveKernelError(
-                f"that key is listed already, as {listed.role} {listed.name}",
-                f"use that name, or: python -m curve_kernel revoke {listed.name}",
-            )
-        try:
-            make_folder(target.parent)
-            write_certificate(target, public_key)
-            # A change of role: always listed in a folder, and only for this instant in both.
-            for path in existing:
-                if path != target:
-                    path.unlink()
-        except OSError as error:
-            raise _not_written(error) from None
+        name, end = check_name(options.name), end_of(options)
+        public_key = public_certificate(options.certificate)
+        target = list_client(name, options.role, public_key, until=end, force=options.force)
         print(f"{name} is {options.role} of your kernels now: {shlex.quote(str(target))}")  # noqa: T201
+        if end is not None:
+            moment = f"{end.astimezone():%Y-%m-%d %H:%M:%S %Z}"
+            print(f"The access ends by itself at {moment}, {ago_or_in(end)}.")  # noqa: T201
 
-    @staticmethod
-    def _same(existing: list[Path], public_key: bytes) -> bool:
-        try:
-            return all(read_certificate(path)[0] == public_key for path in existing)
-        except CurveKernelError:
-            return False
 
-    @staticmethod
-    def _read(certificate: str) -> tuple[bytes, bytes | None]:
-        if certificate != "-":
-            return read_certificate(Path(certificate))
+def public_certificate(certificate: str) -> bytes:
+    """Return the public key of a certificate file, or of standard input for ``-``.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read, or holds a secret key.
+    """
+    if certificate == "-":
         content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
-        return parse_certificate(content, "on standard input")
+        public_key, secret_key = parse_certificate(content, "on standard input")
+    else:
+        public_key, secret_key = read_certificate(Path(certificate))
+    if secret_key is not None:
+        raise CurveKernelError(
+            f"certificate {certificate} holds a secret key, which must stay with its owner",
+            "take the public certificate beside it: identity.key",
+        )
+    return public_key
+
+
+def list_client(
+    name: str, role: str, public_key: bytes, *, until: datetime | None, force: bool = False
+) -> Path:
+    """List a client, and return its certificate's path.
+
+    Raises
+    ------
+    CurveKernelError
+        If another client has the name, unless *force* is true, or the key is listed under another one.
+    """
+    folder = curve_folder()
+    target = folder / ROLES[role] / f"{name}.key"
+    existing = _files_of(name)
+    if existing and not force and not _same(existing, public_key):
+        raise CurveKernelError(
+            f"there is another client {name} already: {existing[0]}",
+            "choose another --name, or replace it with --force",
+        )
+    listed = AuthorizedClients(folder, lambda _: None).find(public_key)
+    if listed is not None and listed.name != name:
+        raise CurveKernelError(
+            f"that key is listed already, as {listed.role} {listed.name}",
+            f"use that name, or: python -m curve_kernel revoke {listed.name}",
+        )
+    try:
+        _make_trusted(target.parent)
+        write_certificate(target, public_key, until=until)
+        # A change of role: always listed in a folder, and only for this instant in both.
+        for path in existing:
+            if path != target:
+                path.unlink()
+    except OSError as error:
+        raise _not_written(error) from None
+    skipped: list[str] = []
+    if AuthorizedClients(folder, skipped.append).find(public_key) is None:
+        raise CurveKernelError(f"{target} is written, and does not count: {'; '.join(skipped)}")
+    return target
+
+
+def _same(existing: list[Path], public_key: bytes) -> bool:
+    try:
+        return all(read_certificate(path)[0] == public_key for path in existing)
+    except CurveKernelError:
+        return False
 
 
 class RevokeApp(Command):
     """Takes a client off the list."""
 
     name = "revoke"
-    summary = """Take a client off the list. It can't connect any more; a connection that already stands
-        goes on until its kernel or its client ends it."""
+    summary = """Take a client off the list. It can't connect any more, and every kernel of yours that
+        runs disconnects it within two seconds, with no restart."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the name."""
@@ -234,17 +323,31 @@ class RevokeApp(Command):
     def run(self, options: argparse.Namespace) -> None:
         """Remove the certificate."""
         name = options.client
-        paths = _files_of(name) if "/" not in name else []
+        paths = _files_of(name)
         if not paths:
             raise CurveKernelError(
                 f"there is no client {name!r}", "see the list: python -m curve_kernel clients"
             )
-        try:
-            for path in paths:
-                path.unlink()
-        except OSError as error:
-            raise _not_written(error) from None
-        print(f"{name} can't connect any more. {_STANDING}")  # noqa: T201
+        revoked: dict[bytes, None] = {}
+        lines = []
+        for path in paths:
+            try:
+                revoked[read_certificate(path)[0]] = None
+            except CurveKernelError:
+                lines.append("Its certificate can't be read, so its key may have another name here.")
+        with receipts(curve_folder()) as told:
+            try:
+                for path in paths:
+                    path.unlink()
+            except OSError as error:
+                raise _not_written(error) from None
+            for key in revoked:
+                lines += _take_off(key)
+            ended = told.collect()
+        print(*lines, f"{printable(name)} can't connect any more. {_OUT}", sep="\n")  # noqa: T201
+        for kernel, count in sorted(ended.items()):
+            what = "1 connection is" if count == 1 else f"{count} connections are"
+            print(f"{what} ended: {kernel}")  # noqa: T201
 
 
 class ClientsApp(Command):
@@ -260,6 +363,8 @@ class ClientsApp(Command):
         width = max((len(client.name) for client in clients), default=0)
         for client in clients:
             you = "  (you)" if own and client.public_key == own.public_key else ""
-            print(f"{client.name:<{width}}  {client.role:<6}  {client.public_key.decode()}{you}")  # noqa: T201
+            end = f"  {show(client.until)}" if client.until else ""
+            key = client.public_key.decode()
+            print(f"{client.name:<{width}}  {client.role:<6}  {key}{end}{you}")  # noqa: T201
         if not clients:
             print("Nobody is listed: only their own managers can connect to your kernels.")  # noqa: T201

@@ -9,27 +9,32 @@ import os
 import queue
 import re
 import shlex
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 from jupyter_core.paths import jupyter_runtime_dir
-from pygments import highlight
-from pygments.formatters import TerminalFormatter
-from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
 from .. import connection_file
+from ..access.allowlist import AuthorizedClients
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
+from ..keys.expiry import show
+from ..keys.ticket import ticket_pair, until
 from . import Command
 from .clients import make_identity
-from .pulse import Pulse
+from .page import Page
+from .printer import Printer
+from .pulse import Pulse, WholeSession
 
-__all__ = ["ConsoleApp", "WatchApp", "find"]
+__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity", "short_name"]
 
 
 def find(name: str | None) -> str:
@@ -41,7 +46,7 @@ def find(name: str | None) -> str:
     ----------
     name : str or None
         A path, the file's name or a part of it; None is any kernel in Jupyter's runtime folder. A name
-        without a folder is looked for here, too, where only files of this user count.
+        without a folder is looked for here, too. What others may write does not count.
 
     Raises
     ------
@@ -49,7 +54,7 @@ def find(name: str | None) -> str:
         If no file fits, or none of several is of a kernel that runs and encrypts.
     """
     if name and (os.sep in name or name.startswith("~")):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  there may be no home
         if not path.exists():
             raise CurveKernelError(f"there is no connection file {name}", _HINT)
         return str(path.absolute())
@@ -57,11 +62,9 @@ def find(name: str | None) -> str:
     if not files:
         if name is None:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
-        if Path(name).is_file():
-            raise CurveKernelError(
-                f"connection file {name} belongs to another user, who could lead you to any kernel",
-                f"if you trust its owner, name it with its folder: {Path(os.curdir, name).absolute()}",
-            )
+        for path in (Path.cwd() / name, Path(jupyter_runtime_dir()) / name):
+            if path.is_file():
+                connection_file.read(path)  # says why it does not count
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
     if len(files) > 1:
         kernels = inspect_kernels(files)
@@ -86,23 +89,18 @@ def _fitting(name: str | None) -> list[str]:
     if name is None:
         return _by_time(file for file in runtime.glob("*.json") if _is_connection_file(file))
     if "*" not in name:
-        exact = [file for file in (here / name, runtime / name) if file.is_file()]
-        exact = [file for file in exact if file.parent == runtime or _is_own(file)]
+        exact = [file for file in (here / name, runtime / name) if _is_connection_file(file)]
         if exact:
             return _by_time(exact)
         name = f"*{name}*"
     pattern = name if name.endswith(".json") else f"{name}.json"
     found = {file for file in runtime.glob(pattern) if _is_connection_file(file)}
-    found |= {file for file in here.glob(pattern) if _is_own(file) and _is_connection_file(file)}
+    found |= {file for file in here.glob(pattern) if _is_connection_file(file)}
     return _by_time(found)
 
 
-def _is_own(file: Path) -> bool:
-    return file.stat().st_uid == os.geteuid()
-
-
 def _is_connection_file(file: Path) -> bool:
-    # A server's files are in the runtime folder, too.
+    # A server's files are in the runtime folder, too. And what others may write does not count.
     try:
         return "shell_port" in connection_file.read(file)
     except CurveKernelError:
@@ -115,6 +113,79 @@ def _by_time(files: Iterable[Path]) -> list[str]:
         with contextlib.suppress(OSError):  # its kernel has ended just now
             times[str(file)] = file.stat().st_mtime
     return sorted(times, key=lambda file: times[file])
+
+
+def short_name(path: str) -> str:
+    """Return a name for a connection file's kernel by which a person tells it from others."""
+    stem = Path(path).stem
+    # Of a launcher's UUID the beginning does.
+    found = re.match(r"(kernel-[0-9a-f]{8})-[0-9a-f]{4}-", stem)
+    return found[1] if found else stem
+
+
+def need_identity(path: str) -> None:
+    """Make this user's identity, if a kernel's connection file needs it and it is missing."""
+    info = connection_file.read(path)
+    is_ticket = ticket_pair(info) is not None
+    if is_ticket and (mode := stat.S_IMODE(Path(path).stat().st_mode)) & 0o077:
+        print(  # noqa: T201
+            f"curve_kernel: warning: others may have the access too, since the mode of {path} is"
+            f" {mode:04o}: chmod 600 {shlex.quote(path)}",
+            file=sys.stderr,
+        )
+    has_pair = is_ticket or bool(info.get("curve_secretkey"))
+    if info.get("curve_publickey") and not has_pair and load_identity() is None:
+        make_identity()
+        where = shlex.quote(str(curve_folder() / "identity.key"))
+        print(  # noqa: T201
+            f"curve_kernel: made your key pair, an owner of your own kernels: {where}", file=sys.stderr
+        )
+
+
+def connected(path: str, connect: Callable[[], Any]) -> Any:
+    """Return what *connect* does; an error then names the file or this user's certificate."""
+    try:
+        return connect()
+    except NobodyThereError as error:
+        raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
+    except KeyNotAuthorizedError as error:
+        info: dict[str, Any] = {}
+        with contextlib.suppress(CurveKernelError):  # the kernel has just removed it
+            info = connection_file.read(path)
+        if (end := until(info)) is not None and end <= datetime.now().astimezone():
+            raise KeyNotAuthorizedError(
+                f"this access to the kernel {show(end)}", "ask the kernel's user to share it again"
+            ) from None
+        if ticket_pair(info) is not None:
+            raise KeyNotAuthorizedError(
+                "the kernel does not accept this ticket", "ask the kernel's user for another one"
+            ) from None
+        certificate = shlex.quote(str(curve_folder() / "identity.key"))
+        if _reads_another_list(path):
+            raise KeyNotAuthorizedError(
+                error.message,
+                f"it is your own kernel, but it does not list {certificate}: it was started with"
+                " another JUPYTER_CONFIG_DIR, or HOME. `%curve` in its notebook shows the folder of"
+                " its list; set JUPYTER_CONFIG_DIR to that folder's parent here",
+            ) from None
+        raise KeyNotAuthorizedError(
+            error.message,
+            f"send your certificate to the kernel's user, who can authorize it: {certificate}",
+        ) from None
+
+
+def _reads_another_list(path: str) -> bool:
+    """Whether a kernel that rejected this user is this user's own, who is an owner in the list here."""
+    identity, pid = load_identity(), inspect_kernels([path])[0].pid
+    if identity is None or pid is None:
+        return False
+    client = AuthorizedClients(curve_folder(), str).find(identity.public_key)
+    if client is None or client.role != "owner":
+        return False
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)  # not ssh, which leads to somebody else's perhaps
+        return process.uids().effective == os.geteuid() and "curve_kernel" in process.cmdline()
+    return False
 
 
 class _ExistingCommand(Command):
@@ -139,28 +210,8 @@ class _ExistingCommand(Command):
         if options.name and options.existing and options.name != options.existing:
             raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
         path = find(options.name or options.existing or None)
-        info = connection_file.read(path)
-        if info.get("curve_publickey") and not info.get("curve_secretkey") and load_identity() is None:
-            make_identity()
-            where = shlex.quote(str(curve_folder() / "identity.key"))
-            print(  # noqa: T201
-                f"curve_kernel: made your key pair, an owner of your own kernels: {where}",
-                file=sys.stderr,
-            )
+        need_identity(path)
         return path
-
-    def connected(self, path: str, connect: Callable[[], Any]) -> Any:
-        """Return what *connect* does; an error then names the file or this user's certificate."""
-        try:
-            return connect()
-        except NobodyThereError as error:
-            raise NobodyThereError(f"{error.message}, as {path} has it", error.hint) from None
-        except KeyNotAuthorizedError as error:
-            certificate = shlex.quote(str(curve_folder() / "identity.key"))
-            raise KeyNotAuthorizedError(
-                error.message,
-                f"send your certificate to the kernel's user, who can authorize it: {certificate}",
-            ) from None
 
 
 class ConsoleApp(_ExistingCommand):
@@ -233,15 +284,26 @@ class ConsoleApp(_ExistingCommand):
         app.connection_file = path
         try:
             try:
-                self.connected(path, lambda: app.initialize([*passed, *self.rest]))
+                connected(path, lambda: app.initialize([*passed, *self.rest]))
             except RuntimeError as error:
+                if isinstance(error, RecursionError):
+                    raise
                 raise CurveKernelError(
                     f"the kernel of {path} accepts this client and does not answer: {error}",
                     "it may be busy; or the HMAC key in the file is not its own",
                 ) from None
-            self.connected(path, app.start)
+            connected(path, app.start)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CurveKernelError(
+                f"the kernel of {path} sends what no console understands: {type(error).__name__}",
+                "python -m curve_kernel watch shows what can be shown",
+            ) from None
         finally:
             app.close()
+
+
+# Messages with another signature, with none before that has this one: the kernel's key is another.
+_FORGED = 3
 
 
 class WatchApp(_ExistingCommand):
@@ -251,18 +313,36 @@ class WatchApp(_ExistingCommand):
     summary = """Show a running kernel's inputs and outputs as they come, read-only: a viewer's role
         is enough. Ctrl-C leaves, and the kernel does not notice."""
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add --web and --port."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--web",
+            action="store_true",
+            help="show it as a page for a browser on this machine, with pictures and tables",
+        )
+        parser.add_argument("--port", type=int, help="the page's port, by default one that is free")
+
     def run(self, options: argparse.Namespace) -> int:
         """Print until the kernel ends or the user leaves."""
+        if options.port is not None and not options.web:
+            raise CurveKernelError("--port is the page's, and there is none", "add --web")
         path = self.find(options)
-        client = BlockingKernelClient()
+        name, end = Path(path).name, until(connection_file.read(path))
+        client = BlockingKernelClient(session=WholeSession())
         client.load_connection_info(connection_file.read(path))
-        self.connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
+        connected(path, lambda: client.start_channels(shell=False, stdin=False, control=False))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a character that this terminal does not have
-        printer = _Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        printer = Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        ends = f", {show(end)}" if end else ""
         try:
-            printer.note(f"watching {Path(path).name}, read-only; Ctrl-C leaves")
-            self.connected(path, lambda: self._follow(client, path, printer))
+            printer.note(f"watching {name}, read-only{ends}; Ctrl-C leaves")
+            shown = _serve(short_name(path), options.port or 0) if options.web else printer
+            connected(path, lambda: self._follow(client, path, shown))
+            if options.web:
+                printer.note("the kernel has ended; Ctrl-C ends the page")
+                threading.Event().wait()
         except KeyboardInterrupt:
             printer.note("left; the kernel goes on")
         finally:
@@ -270,8 +350,8 @@ class WatchApp(_ExistingCommand):
         return 0
 
     @staticmethod
-    def _follow(client: BlockingKernelClient, path: str, printer: _Printer) -> None:
-        pulse, session = Pulse(client, path), None
+    def _follow(client: BlockingKernelClient, path: str, printer: Printer | Page) -> None:
+        pulse, session, forged = Pulse(client, path), None, 0
         while True:
             try:
                 message = client.get_iopub_msg(timeout=1)
@@ -280,14 +360,8 @@ class WatchApp(_ExistingCommand):
                 if before not in (None, session):
                     printer.note("the kernel was restarted")
                 printer.show(message)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                # What a kernel sends must not end its watchers.
-                if "Invalid Signature" in str(error):
-                    raise CurveKernelError(
-                        f"the kernel signs its messages with another key than {path} has",
-                        "get the kernel's new connection file",
-                    ) from None
-                printer.note("a malformed message was left out")
+            except CurveKernelError:
+                raise
             except queue.Empty:
                 if pulse.has_ended():
                     printer.note("the kernel has ended")
@@ -297,78 +371,25 @@ class WatchApp(_ExistingCommand):
                         f"the kernel has not answered for {pulse.SILENCE:.0f} seconds",
                         "it hangs, or the network between is down",
                     ) from None
+            except Exception as error:  # noqa: BLE001  what a kernel sends must not end its watchers
+                forged += "Invalid Signature" in str(error)
+                if session is None and forged == _FORGED:
+                    raise CurveKernelError(
+                        f"the kernel signs its messages with another key than {path} has",
+                        "get the kernel's new connection file",
+                    ) from None
+                printer.note("a malformed message was left out")
 
 
-class _Printer:
-    """Prints iopub messages."""
-
-    # What the kernel's user prints must not steer the watcher's terminal: of all control
-    # characters only those for text and color pass.
-    _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
-    _CONTROL = re.compile(r"(\x1b\[[0-9;:]*m)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-    def __init__(self, *, color: bool) -> None:
-        self._color = color
-        self._lexer: Any = None
-        self._at_line_start = True
-
-    def note(self, text: str) -> None:
-        """Print a line of this program's own."""
-        self._lines(f"[{text}]", "2")
-
-    def show(self, message: dict[str, Any]) -> None:
-        """Print what *message* has for a person."""
-        content = message["content"]
-        match message["msg_type"]:
-            case "execute_input":
-                self._label(f"In [{content['execution_count']}]: ", "32", content["code"])
-                self._lines(self._highlighted(content["code"]))
-            case "stream":
-                self._write(content["text"], "31" if content["name"] == "stderr" else "")
-            case "execute_result":
-                label = f"Out[{content['execution_count']}]: "
-                self._label(label, "31", str(content["data"].get("text/plain", "")))
-                self._data(content["data"])
-            case "display_data" | "update_display_data":
-                self._data(content["data"])
-            case "error":
-                self._lines("\n".join(content["traceback"]))
-
-    def _label(self, label: str, color: str, text: str) -> None:
-        self._lines("")
-        self._write(label + ("\n" if "\n" in text else ""), color)
-        self._at_line_start = True
-
-    def _data(self, data: dict[str, Any]) -> None:
-        if "text/plain" in data:
-            self._lines(str(data["text/plain"]))
-        for kind, value in data.items():
-            if kind.startswith("image/"):
-                # Binary images are Base64: four characters for three bytes.
-                size = len(value) if "svg" in kind else len(value) * 3 // 4
-                self._lines(f"[{kind}, {max(size // 1024, 1)} KiB]", "2")
-
-    def _highlighted(self, code: str) -> str:
-        if not self._color:
-            return code
-        try:
-            self._lexer = self._lexer or get_lexer_by_name("ipython3")
-        except ClassNotFound:
-            self._lexer = get_lexer_by_name("python3")
-        return str(highlight(code, self._lexer, TerminalFormatter()))
-
-    def _lines(self, text: str, color: str = "") -> None:
-        start = "" if self._at_line_start else "\n"
-        self._write(start + (text.rstrip("\n") + "\n" if text else ""), color)
-
-    def _write(self, text: str, color: str = "") -> None:
-        text = self._CONTROL.sub(lambda match: match[1] or "", text)
-        if not self._color:
-            text = self._COLOR.sub("", text)
-        elif color:
-            text = f"\x1b[{color}m{text}\x1b[0m"
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        plain = self._COLOR.sub("", text)
-        if plain:
-            self._at_line_start = plain.endswith("\n")
+def _serve(name: str, port: int) -> Page:
+    """Serve a page, say where, and return what it shows."""
+    try:
+        from .web import WebServer
+    except ImportError as error:
+        raise CurveKernelError(
+            f"the page needs nbconvert, which is not installed here ({error})",
+            "python -m pip install nbconvert",
+        ) from None
+    page = Page(name)
+    print(f"Open in a browser on this machine: {WebServer(page, port).url}", flush=True)  # noqa: T201
+    return page

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -26,10 +27,13 @@ from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
 from .pulse import Pulse
 from .ssh import ssh_tunnel
+from .whose import whose
 
 __all__ = ["CurveConsoleApp", "CurveShell"]
 
 _INTERVAL = 0.5
+# Seconds after which the console asks once more which process of the kernel is there.
+_ASK_AGAIN = 5.0
 # What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
 _LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
@@ -53,6 +57,15 @@ class ConsoleClient(BlockingKernelClient):
         self.settled()
         return self.refusal is None and not self.restarted and not self.pulse.has_ended()
 
+    async def _receive(self, channel: Any, timeout: float | None = None) -> dict[str, Any]:
+        while True:
+            try:
+                return await super()._receive(channel, timeout)
+            except (CurveKernelError, queue.Empty):
+                raise
+            except Exception:  # noqa: BLE001, S110  one bad message spoils nothing else
+                pass
+
     def settled(self) -> bool:
         """Find out which process of the kernel is there; tell whether that is known."""
         if self.refusal is not None:
@@ -65,11 +78,16 @@ class ConsoleClient(BlockingKernelClient):
             control.send(self.session.msg("kernel_info_request", {}))
         while control.msg_ready():
             # Each process of a kernel has a session of its own.
-            before, self._asked = self._session_of_kernel, None
-            self._session_of_kernel = control.get_msg()["header"]["session"]
-            self.restarted |= before not in ("", self._session_of_kernel)
-        # A kernel need not answer this on control.
-        return self.connected and (self._asked is None or time.monotonic() - self._asked > 1)
+            with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+                session = control.get_msg()["header"]["session"]
+                before, self._asked = self._session_of_kernel, None
+                self._session_of_kernel = session
+                self.restarted |= before not in ("", session)
+        # A kernel need not answer this on control, and loses what comes too early while it starts.
+        unanswered = 0.0 if self._asked is None else time.monotonic() - self._asked
+        if unanswered > _ASK_AGAIN:
+            self._connections_seen = 0
+        return self.connected and (self._asked is None or unanswered > 1)
 
 
 class CurveShell(ZMQTerminalInteractiveShell):
@@ -77,6 +95,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     parent: CurveConsoleApp
     use_kernel_is_complete: Any
+    other_output_prefix: Any
+    is_remote = False
+    """Whether the message that is shown comes of another client's request."""
     problem: CurveKernelError | None = None
     """Why the kernel can't be talked to any more."""
 
@@ -130,6 +151,39 @@ class CurveShell(ZMQTerminalInteractiveShell):
             more, indent = super().check_complete(code)
         self.use_kernel_is_complete = asks
         return more, indent
+
+    def handle_iopub(self, msg_id: str = "") -> None:
+        """Show what the kernel publishes; what can't be shown is left out."""
+        while True:
+            try:
+                super().handle_iopub(msg_id)
+            except (CurveKernelError, queue.Empty):
+                raise
+            except Exception:  # noqa: BLE001  one bad message spoils nothing else
+                print("[a malformed message was left out]")  # noqa: T201
+            else:
+                return
+
+    def include_output(self, msg: dict[str, Any]) -> bool:
+        """Tell whether to show a message, and with whose name, if it is of another client."""
+        self.other_output_prefix = f"{whose(msg) or 'Remote'} "
+        self.is_remote = not self.from_here(msg)
+        return bool(super().include_output(msg))
+
+    # Upstream's two go past the standard output, which is held back while there is a prompt, and so
+    # come behind the text that they are in front of.
+
+    def print_remote_prompt(self, ec: int | None = None) -> None:
+        """Print whose the input is; the prompt itself is there already."""
+        if ec is not None:
+            sys.stdout.write(f"{self.other_output_prefix}In [{ec}]: ")
+
+    def print_out_prompt(self) -> None:
+        """Print what is in front of a result."""
+        if self.is_remote:
+            sys.stdout.write(f"Out[{self.execution_count}]: ")
+        else:
+            super().print_out_prompt()
 
     async def interact(self, loop: Any = None, display_banner: Any = None) -> None:
         """Prompt and run, until the user leaves or the kernel can't be talked to any more."""

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ from rich.text import Text
 
 from .. import __version__, keys
 from ..access.allowlist import AuthorizedClients
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
+from ..folders import NoFolderError, no_home
 from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
 from .findings import PYTHON, Finding, as_command, from_error
 from .install import shipped_spec
 from .kernelspecs import check_kernelspecs
+from .remote import add_remote_arguments, check_far_side, is_remote, remote_config
 
 __all__ = ["DoctorApp"]
 
@@ -230,18 +233,23 @@ class DoctorApp(Command):
 
     name = "doctor"
     summary = """See whether this environment is able to start encrypted kernels, and what to change if
-        not. Run it in the Jupyter server's environment, and in the kernel's. Exit status 1 for a
-        failure."""
+        not. Run it in the Jupyter server's environment, and in the kernel's. With --ssh or --slurm it
+        looks at another machine instead. Exit status 1 for a failure."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add --json."""
         parser.add_argument("--json", action="store_true", help="print JSON")
+        add_remote_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Print what was found, as it is found."""
         console = Console(highlight=False, soft_wrap=True)
         findings = []
-        for check, function in _CHECKS:
+        checks = _CHECKS
+        if is_remote(options):
+            far_side = partial(check_far_side, remote_config(options), thoroughly=True)
+            checks = (("other machine", far_side),)
+        for check, function in checks:
             for finding in _guarded(check, function):
                 findings.append(finding)
                 if not options.json:
@@ -253,7 +261,12 @@ class DoctorApp(Command):
 
 def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from function()
+        try:
+            yield from function()
+        except RuntimeError as error:
+            raise no_home(error) from None
+    except NoFolderError as error:
+        yield from_error(check, error)
     except Exception as error:  # noqa: BLE001  one check that breaks must not hide the others
         message = f"this check broke: {type(error).__name__}: {error}"
         yield Finding(check, "failure", message, "# report it, with the output of doctor --json")
@@ -261,6 +274,6 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
 
 def _print(console: Console, finding: Finding) -> None:
     line = Text(f"{finding.level:<9}", _COLORS[finding.level])
-    console.print(line.append(f"{finding.check}: {finding.message}", "default"))
+    console.print(line.append(printable(f"{finding.check}: {finding.message}"), "default"))
     for number, command in enumerate(finding.command.splitlines()):
-        console.print(Text(f"{'':<9}{'' if number else 'fix it: '}{command}"))
+        console.print(Text(printable(f"{'':<9}{'' if number else 'fix it: '}{command}")))

@@ -1,4 +1,4 @@
-"""``install`` and ``uninstall``: the kernelspec "Python 3 (CurveZMQ)"."""
+"""``install``: the kernelspec "Python 3 (CurveZMQ)"."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
-from traitlets.utils.importstring import import_item
 
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from . import Command
-
-if TYPE_CHECKING:
-    from ipykernel.kernelbase import Kernel
+from .kernel_class import import_kernel, language_of
+from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
 
 __all__ = [
+    "KERNELS",
+    "NAME",
     "InstallApp",
-    "UninstallApp",
     "install_beside",
     "installed",
     "kernel_spec",
     "replaced_by_stock",
+    "replaced_mark",
     "requirement",
+    "resources",
     "runs_curve_kernel",
     "shipped_spec",
 ]
 
-_NAME = "python3-curve"
+NAME = "python3-curve"
 _DISPLAY_NAME = "Python 3 (CurveZMQ)"
 _PYTHON = shlex.quote(sys.executable)
 _MODULE = "curve_kernel"
-_KERNELS = Path("share", "jupyter", "kernels")
+KERNELS = Path("share", "jupyter", "kernels")
 
 
 def requirement() -> str:
@@ -78,7 +79,7 @@ def install_beside(python: str = sys.executable, prefix: str = sys.prefix) -> st
     display_name = shlex.quote(f"{_DISPLAY_NAME[:-1]}, {name})")
     return (
         f"{shlex.quote(python)} -m curve_kernel install --user"
-        f" --name {_NAME}-{name} --display-name {display_name}"
+        f" --name {NAME}-{name} --display-name {display_name}"
     )
 
 
@@ -93,7 +94,7 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
     The argv of a file that can't be read is None. *prefix* is one more place to look.
     """
     places = list(manager.kernel_dirs)
-    if prefix is not None and (further := str(Path(prefix).absolute() / _KERNELS)) not in places:
+    if prefix is not None and (further := str(Path(prefix).absolute() / KERNELS)) not in places:
         places.append(further)
     for place in places:
         for file in sorted(Path(place).glob("*/kernel.json")):
@@ -103,7 +104,7 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
             yield file.parent, argv
 
 
-def _mark(folder: Path) -> Path:
+def replaced_mark(folder: Path) -> Path:
     """Return the file that says that `install` has put a kernelspec there in place of another's.
 
     It is beside the kernelspecs: whoever puts the other one back empties or replaces the folder.
@@ -114,19 +115,20 @@ def _mark(folder: Path) -> Path:
 def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
     """Yield the folders of kernelspecs that `install` has replaced, and that were put back since."""
     for folder, argv in installed(manager):
-        if _mark(folder).exists() and not runs_curve_kernel(argv):
+        if replaced_mark(folder).exists() and not runs_curve_kernel(argv):
             yield folder
 
 
-def _resources() -> Path:
+def resources() -> Path:
+    """Return the folder of the kernelspec that is shipped, with its logos."""
     package = Path(__file__).parent.parent
     in_wheel = package / "kernelspec"
-    return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / _NAME
+    return in_wheel if in_wheel.is_dir() else package.parent / "kernelspecs" / NAME
 
 
 def shipped_spec() -> dict[str, Any]:
     """Return the content of the kernel.json that is shipped, for this interpreter."""
-    spec: dict[str, Any] = json.loads((_resources() / "kernel.json").read_text())
+    spec: dict[str, Any] = json.loads((resources() / "kernel.json").read_text())
     spec["argv"][0] = sys.executable
     return spec
 
@@ -145,9 +147,9 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
         arguments += ["--profile", options.profile]
         spec["display_name"] = f"{_DISPLAY_NAME} [profile={options.profile}]"
     if options.kernel_class:
-        kernel = _import_kernel(options.kernel_class)
+        kernel = import_kernel(options.kernel_class)
         arguments.append(f"--IPKernelApp.kernel_class={options.kernel_class}")
-        language = _language(kernel)
+        language = language_of(kernel)
         spec["language"] = language
         spec["display_name"] = f"{language.capitalize()} (CurveZMQ)"
         # debugpy belongs to Python; a kernel that wraps another language says otherwise itself.
@@ -163,26 +165,6 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     if options.display_name:
         spec["display_name"] = options.display_name
     return spec
-
-
-def _language(kernel: type[Kernel]) -> str:
-    info = getattr(kernel, "language_info", None)
-    name = info.get("name") if isinstance(info, dict) else None
-    return str(name or getattr(kernel, "language", None) or "python").lower()
-
-
-def _import_kernel(name: str) -> type[Kernel]:
-    from ipykernel.kernelbase import Kernel
-
-    hint = "name a class as package.module.Class, of a package that is installed here"
-    try:
-        kernel = import_item(name)
-    except Exception as error:  # noqa: BLE001  importing runs any package's code
-        reason = f"{type(error).__name__}: {error}"
-        raise CurveKernelError(f"kernel class {name} can't be imported: {reason}", hint) from None
-    if not (isinstance(kernel, type) and issubclass(kernel, Kernel)):
-        raise CurveKernelError(f"{name} is not an ipykernel Kernel class", hint)
-    return kernel
 
 
 class InstallApp(Command):
@@ -204,7 +186,7 @@ class InstallApp(Command):
             help="install into this Python environment",
         )
         where.add_argument("--prefix", metavar="DIR", help="install into the environment at DIR")
-        parser.add_argument("--name", help=f"the kernelspec's name, {_NAME} by default")
+        parser.add_argument("--name", help=f"the kernelspec's name, {NAME} by default")
         parser.add_argument("--display-name", metavar="TEXT", help="what the launcher shows")
         parser.add_argument("--profile", metavar="NAME", help="the IPython profile to load")
         parser.add_argument(
@@ -233,6 +215,7 @@ class InstallApp(Command):
             action="store_true",
             help="leave the HMAC key empty: every connection is authenticated already",
         )
+        add_remote_arguments(parser)
         parser.add_argument(
             "--no-provisioner",
             action="store_true",
@@ -263,8 +246,12 @@ class InstallApp(Command):
                     f"{variable!r} can't be the name of an environment variable",
                     "give name and value as two words: --env NAME VALUE",
                 )
-        spec = kernel_spec(options)
-        name = options.name or (f"{spec['language']}-curve" if options.kernel_class else _NAME)
+        remote = is_remote(options)
+        if remote:
+            name, spec = remote_spec(options)
+        else:
+            spec = kernel_spec(options)
+            name = options.name or (f"{spec['language']}-curve" if options.kernel_class else NAME)
         prefix = options.prefix
         user = options.user
         if not user and not prefix:
@@ -275,15 +262,15 @@ class InstallApp(Command):
         manager.log.setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "spec"
-            shutil.copytree(_resources(), source)
+            shutil.copytree(resources(), source)
             (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
             try:
                 destination = Path(
                     manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
                 )
                 if destination.name == NATIVE_KERNEL_NAME:
-                    _mark(destination).parent.mkdir(parents=True, exist_ok=True)
-                    _mark(destination).touch()
+                    replaced_mark(destination).parent.mkdir(parents=True, exist_ok=True)
+                    replaced_mark(destination).touch()
             except OSError as error:
                 raise CurveKernelError(
                     f"the kernelspec can't be written: {error}", "try --user or --sys-prefix"
@@ -291,6 +278,9 @@ class InstallApp(Command):
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
+        if remote:
+            tell_of_far_side(spec)
+            return
         for line in _notes(options, manager, name.lower(), destination):
             print(line)  # noqa: T201
 
@@ -312,8 +302,8 @@ def _notes(
     elif not options.no_provisioner:
         yield "A server in another environment hides it unless curve_kernel is there too. There:"
         yield f"  python -m pip install {requirement()}"
-        if name == _NAME:
-            yield f"That brings a {_NAME} of its own, which may hide this one. To have both:"
+        if name == NAME:
+            yield f"That brings a {NAME} of its own, which may hide this one. To have both:"
             yield f"  {install_beside()}"
     if name == NATIVE_KERNEL_NAME:
         yield "If ipykernel is upgraded or installed again, it puts its own back: `doctor` tells then."
@@ -323,59 +313,3 @@ def _notes(
             f"In this environment Jupyter takes another kernelspec of that name first: {first}\n"
             "Use --sys-prefix to replace that, or another --name."
         )
-
-
-class UninstallApp(Command):
-    """Removes what ``install`` made."""
-
-    name = "uninstall"
-    summary = f"""Remove a kernelspec that `install` made, {_NAME} by default, wherever Jupyter looks:
-        in this environment, in the user's folder, in the system's."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the name, and a place where Jupyter does not look."""
-        parser.add_argument("--name", default=_NAME, help=f"the kernelspec's name, {_NAME} by default")
-        parser.add_argument("--prefix", metavar="DIR", help="look into the environment at DIR too")
-
-    def run(self, options: argparse.Namespace) -> None:
-        """Remove it, and say what is left."""
-        name = options.name.lower()
-        found = [
-            (folder, argv)
-            for folder, argv in installed(KernelSpecManager(), options.prefix)
-            if folder.name.lower() == name
-        ]
-        ours = [folder for folder, argv in found if runs_curve_kernel(argv)]
-        marked = [folder for folder, _ in found if _mark(folder).exists()]
-        for folder in marked:
-            _mark(folder).unlink()
-        if not ours and not marked:
-            message = f"there is no kernelspec {options.name}"
-            if found:
-                message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"
-            raise CurveKernelError(
-                message, f"{_PYTHON} -m jupyter kernelspec list shows which there are"
-            )
-        left = [
-            f"{folder}, which does not run curve_kernel" for folder, _ in found if folder not in ours
-        ]
-        for folder in ours:
-            if _came_with_pip(folder):
-                left.append(f"{folder}, which goes with: {_PYTHON} -m pip uninstall curve-kernel")
-                continue
-            try:
-                folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-            except OSError as error:
-                raise CurveKernelError(
-                    f"kernelspec {folder} can't be removed: {error.strerror}"
-                ) from None
-            print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
-        for line in left:
-            print(f"Left {line}")  # noqa: T201
-
-
-def _came_with_pip(folder: Path) -> bool:
-    """Whether this package's own files put it there, and ``install`` has not replaced it since."""
-    file = folder / "kernel.json"
-    shipped = (_resources() / "kernel.json").read_bytes()
-    return file == Path(sys.prefix) / _KERNELS / _NAME / "kernel.json" and file.read_bytes() == shipped

@@ -15,15 +15,21 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from .. import __version__
-from .findings import PYTHON, Finding, one_line
+from .. import __version__, trust
+from ..errors import CurveKernelError
+from .attach import ATTACH_PROVISIONER, RUNS, Attached
+from .findings import PYTHON, Finding, as_command, one_line
 from .install import install_beside, installed, requirement, runs_curve_kernel
 from .plaintext import check_plaintext, install_option
+from .remote import REMOTE_PROVISIONER, remote_options
 
 __all__ = ["check_kernelspecs"]
 
 _PROVISIONER = "curve-provisioner"
 _TIMEOUT = 30.0
+_NO_PYTHON = frozenset(
+    {"bash", "dash", "env", "fish", "ksh", "sh", "sudo", "zsh"}
+)  # -c means other things
 
 
 def check_kernelspecs() -> Iterator[Finding]:
@@ -59,6 +65,13 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
     try:
         spec = KernelSpec.from_resource_dir(str(folder))
         provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name")
+        if provisioner == ATTACH_PROVISIONER:
+            yield _attached(Attached.read(folder))
+            return
+        if provisioner == REMOTE_PROVISIONER:
+            config = spec.metadata["kernel_provisioner"].get("config", {})
+            yield _remote(name, folder, {"engine": "ssh", **config})
+            return
         executable = _executable(spec.argv[0])
     except Exception as error:  # noqa: BLE001  whatever somebody wrote into the file
         yield Finding(
@@ -86,7 +99,26 @@ def _kernelspec(name: str, folder: Path) -> Iterator[Finding]:
         )
         return
     how = f"by {provisioner}" if provisioner else "with keys from the front end"
-    yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}, started {how}")
+    asked = "" if executable == sys.executable else " (asked for its version)"
+    if Path(executable).name in _NO_PYTHON:
+        asked = " (a wrapper, not run)"
+    yield Finding("kernelspecs", "ok", f"{name} in {folder} runs {executable}{asked}, started {how}")
+
+
+def _remote(name: str, folder: Path, config: dict[str, Any]) -> Finding:
+    place = config.get("host") or "Slurm"
+    look = f"python -m curve_kernel doctor {remote_options(config)}"
+    message = f"{name} in {folder} starts a kernel on another machine, {place}; look at that by: {look}"
+    return Finding("kernelspecs", "ok", message)
+
+
+def _attached(spec: Attached) -> Finding:
+    state = spec.state()
+    message = f"{spec.name} joins the kernel of {spec.file}, which {state}"
+    if state == RUNS:
+        return Finding("kernelspecs", "ok", message)
+    command = f"{PYTHON} -m curve_kernel uninstall --name {shlex.quote(spec.name)}"
+    return Finding("kernelspecs", "warning", message, command)
 
 
 def _shadowed(manager: KernelSpecManager, shown: dict[str, Path]) -> Iterator[Finding]:
@@ -155,9 +187,21 @@ def _provisioner_problem(name: str, spec: Any, provisioner: str | None) -> Findi
     return Finding("kernelspecs", "failure", problem, command)
 
 
-def _interpreter_problem(name: str, folder: Path, spec: Any, executable: str) -> Finding | None:
-    if executable == sys.executable:
+def _distrust(folder: Path, executable: str) -> CurveKernelError | None:
+    """Return why a kernelspec's program is not to be run: somebody else may have written either."""
+    if (path := shutil.which(executable)) is None:
         return None
+    spec = folder / "kernel.json"
+    found = trust.file_problem("kernelspec", str(spec), spec.stat())
+    return found or trust.path_problem("program", path)
+
+
+def _interpreter_problem(name: str, folder: Path, spec: Any, executable: str) -> Finding | None:
+    if executable == sys.executable or Path(executable).name in _NO_PYTHON:
+        return None
+    if problem := _distrust(folder, executable):
+        message = f"{name} in {folder} runs {executable}, which was not run: {problem.message}"
+        return Finding("kernelspecs", "warning", message, as_command(problem.hint))
     try:
         found = subprocess.run(  # noqa: S603
             [executable, "-c", "import curve_kernel; print(curve_kernel.__version__)"],
@@ -172,7 +216,7 @@ def _interpreter_problem(name: str, folder: Path, spec: Any, executable: str) ->
         reason = getattr(error, "strerror", None) or f"no answer in {_TIMEOUT:.0f} s"
         message = f"{name} in {folder} runs {executable}, which does not work: {reason}"
         return Finding("kernelspecs", "failure", message, _reinstall(name, folder, spec))
-    version = found.stdout.strip()
+    version = found.stdout.strip()[:100]
     command = f"{shlex.quote(executable)} -m pip install --upgrade {requirement()}"
     if found.returncode:
         message = f"{name} in {folder} runs {executable}, which has no curve_kernel"

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import connection_file
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..inspect import KernelStatus, find_connection_file, inspect_kernels, short_names
 from ..machine import inspect_machine
 from . import Command
@@ -114,7 +114,9 @@ def _in_runtime_folder() -> Iterable[tuple[float, str]]:
     for path in paths:
         with contextlib.suppress(OSError, CurveKernelError):
             # A kernel may be started with a file of any name, and servers have theirs here too.
-            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(path):
+            if path.name.startswith("kernel-") or "shell_port" in connection_file.read(
+                path, trusted=False
+            ):
                 yield _modified(path), str(path)
 
 
@@ -153,12 +155,12 @@ def _render(kernels: Sequence[KernelStatus], console: Console, all_users: bool) 
             further.append(f"{shown} is {name}")
         table.add_row(
             Text(kernel.verdict, _COLORS.get(kernel.verdict, "dim")),
-            *([Text(_printable(kernel.user))] if all_users else []),
-            Text(_printable(kernel.kernel_name) or "-"),
+            *([Text(printable(kernel.user))] if all_users else []),
+            Text(printable(kernel.kernel_name) or "-"),
             str(kernel.pid or "-"),
             _since(kernel),
             Text(_spoken(kernel)),
-            Text(_printable(shown)),
+            Text(printable(shown)),
             _exposed(kernel),
         )
         if kernel.problem:
@@ -171,7 +173,7 @@ def _render(kernels: Sequence[KernelStatus], console: Console, all_users: bool) 
         if ports:
             further.append(f"process {kernel.pid} also listens on {', '.join(ports)}")
     # The terminal wraps these, so that a path in them can be copied.
-    lines = (Text(_printable(line), no_wrap=True, overflow="ignore") for line in further)
+    lines = (Text(printable(line), no_wrap=True, overflow="ignore") for line in further)
     return Group(table, *lines)
 
 
@@ -189,11 +191,6 @@ def _spoken(kernel: KernelStatus) -> str:
     if len(by_mechanism) == 1:
         return next(iter(by_mechanism))
     return ", ".join(f"{' '.join(names)} {m}" for m, names in by_mechanism.items()) or "-"
-
-
-def _printable(text: str) -> str:
-    # A file's content must not drive the terminal.
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _exposed(kernel: KernelStatus) -> Text:

@@ -15,10 +15,12 @@ from jupyter_client.connect import KernelConnectionInfo, channel_socket_types
 from jupyter_client.utils import ensure_async, run_sync
 from traitlets import Instance, TraitError
 
+from .. import connection_file as files
 from .. import keys, sockets
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import load_identity
+from ..keys.ticket import ticket_pair
 from ..wire import read_mechanism
 from .handshake import (
     ChannelNotForViewersError,
@@ -28,6 +30,7 @@ from .handshake import (
     NobodyThereError,
     NoCurveServerError,
     WrongServerKeyError,
+    explain,
     wait,
     wait_async,
 )
@@ -45,8 +48,7 @@ _DISCONNECTIONS = 5
 class _CurveClient(KernelClient):
     """What the three clients share; mixed into jupyter_client's classes.
 
-    Once started, a client goes on watching its connections. No thread does it: a call that waits
-    for the kernel looks at them twice a second.
+    Once started, a client watches its connections: a call that waits for the kernel does so.
     """
 
     client_keys = Instance(
@@ -62,6 +64,17 @@ class _CurveClient(KernelClient):
     def __init__(self, **kwargs: Any) -> None:
         self._lock = threading.RLock()  # channels may be read in several threads
         super().__init__(**kwargs)
+
+    def load_connection_file(self, connection_file: str | None = None) -> None:
+        """Load a connection file, which nobody but this user and root may be able to write.
+
+        Raises
+        ------
+        CurveKernelError
+            If somebody else may write it or its folder, and so lead this client to any kernel, or if it
+            can't be read. Also as `load_connection_info`.
+        """
+        self.load_connection_info(files.read(connection_file or self.connection_file))
 
     def load_connection_info(self, info: Mapping[str, Any]) -> None:
         """Load connection info, of which the public key is enough.
@@ -84,6 +97,7 @@ class _CurveClient(KernelClient):
             for field in ("curve_publickey", "curve_secretkey")
             if info.get(field) is not None
         }
+        files.check_address("of the kernel", info)
         plain = {name: value for name, value in info.items() if name not in found}
         try:
             super().load_connection_info(cast(KernelConnectionInfo, plain))
@@ -92,15 +106,15 @@ class _CurveClient(KernelClient):
                 "the connection file has a field of the wrong kind",
                 "get the connection file that the kernel or its launcher wrote",
             ) from None
+        self.client_keys = self.client_keys or ticket_pair(info)
         self.curve_publickey = found["curve_publickey"]
         self.curve_secretkey = found.get("curve_secretkey")
 
     def _own_keys(self) -> KeyPair:
         if self.client_keys is None:
-            if self.curve_publickey is not None and self.curve_secretkey is not None:
-                self.client_keys = KeyPair(self.curve_publickey, self.curve_secretkey)
-            else:
-                self.client_keys = load_identity() or KeyPair.generate()
+            public_key, secret_key = self.curve_publickey, self.curve_secretkey
+            held = KeyPair(public_key, secret_key) if public_key and secret_key else None
+            self.client_keys = held or load_identity() or KeyPair.generate()
         own: KeyPair = self.client_keys
         return own
 
@@ -110,15 +124,22 @@ class _CurveClient(KernelClient):
                 "no server key is known, so nothing can be encrypted",
                 "load a connection file that has curve_publickey",
             )
-        own = self._own_keys()
         socket: zmq.Socket[Any] = self.context.socket(channel_socket_types[channel])
         socket.linger = 1000
         if identity:
             socket.identity = identity
-        sockets.make_client(socket, own, self.curve_publickey)
+        socket.ipv6 = ":" in self.ip
+        sockets.make_client(socket, self._own_keys(), self.curve_publickey)
         if self._new_handshakes is not None:
             self._new_handshakes.append(Handshake(channel, socket))
-        socket.connect(self._make_url(channel))
+        try:
+            socket.connect(self._make_url(channel))
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            raise CurveKernelError(
+                f"the connection file's address of {channel} can't be connected to: {error.strerror}",
+                "get the connection file that the kernel or its launcher wrote",
+            ) from None
         return socket
 
     @property
@@ -219,7 +240,7 @@ class _CurveClient(KernelClient):
             outcome = NobodyThereError if mechanism is None else NoCurveServerError
         if outcome is KeyNotAuthorizedError and self._sees_outputs():
             outcome = ChannelNotForViewersError
-        return _explain(outcome, failed, url, self._own_keys())
+        return explain(outcome, failed, url, self._own_keys())
 
     def _check(self) -> None:
         refusal = self._refusal = self._find_refusal()
@@ -299,40 +320,6 @@ def _mechanism(url: str) -> str | None:
         return None
     except ValueError:
         return ""
-
-
-def _explain(
-    outcome: type[ConnectionRefusedByKernelError], failed: Handshake, url: str, own: KeyPair
-) -> ConnectionRefusedByKernelError:
-    shown = own.public_key.decode()
-    again = " any more" if failed.connections else ""
-    texts = {
-        KeyNotAuthorizedError: (
-            f"key not authorized: the kernel at {url} does not list this client's key {shown}{again}",
-            "the kernel's user can list it: python -m curve_kernel authorize CERTIFICATE --name NAME",
-        ),
-        ChannelNotForViewersError: (
-            f"channel {failed.channel} is not for viewers, and this client is listed as one",
-            "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
-        ),
-        WrongServerKeyError: (
-            f"the server at {url} closed the connection: it does not hold the secret key for this"
-            " connection file's server key",
-            "the kernel was started anew, or something else has its port: get its new connection file",
-        ),
-        NoCurveServerError: (
-            f"the server at {url} speaks no CURVE",
-            "it is no encrypted kernel, and nothing was sent to it: see the connection file's ports",
-        ),
-        NobodyThereError: (
-            f"nobody answers at {url}",
-            "see whether the kernel still runs, and whether its address can be reached from here",
-        ),
-    }
-    message, hint = texts[outcome]
-    if outcome is NobodyThereError and "//0.0.0.0:" in url:
-        hint = "0.0.0.0 is any address of the kernel's machine: write one of those into the file as ip"
-    return outcome(message, hint)
 
 
 class BlockingKernelClient(_CurveClient, blocking.BlockingKernelClient):

@@ -13,6 +13,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from ..errors import CurveKernelError
+from ..keys import KeyPair
 
 __all__ = [
     "ChannelNotForViewersError",
@@ -22,6 +23,7 @@ __all__ = [
     "NoCurveServerError",
     "NobodyThereError",
     "WrongServerKeyError",
+    "explain",
     "wait",
     "wait_async",
 ]
@@ -42,6 +44,8 @@ class ConnectionRefusedByKernelError(CurveKernelError):
 
 class KeyNotAuthorizedError(ConnectionRefusedByKernelError):
     """The kernel has an allowlist, and this client's key is not on it."""
+
+    shows_key = True
 
 
 class ChannelNotForViewersError(ConnectionRefusedByKernelError):
@@ -164,3 +168,38 @@ async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
 
 def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
     return [handshake for handshake in handshakes if not handshake.up and handshake.outcome is None]
+
+
+def explain(
+    outcome: type[ConnectionRefusedByKernelError], failed: Handshake, url: str, own: KeyPair
+) -> ConnectionRefusedByKernelError:
+    """Return the error that says how a handshake failed, of a client with the pair *own*."""
+    shown = own.public_key.decode()
+    again = " any more" if failed.connections else ""
+    texts = {
+        KeyNotAuthorizedError: (
+            f"key not authorized: the kernel at {url} does not list this client's key {shown}{again}",
+            "the kernel's user can list it: python -m curve_kernel authorize CERTIFICATE --name NAME",
+        ),
+        ChannelNotForViewersError: (
+            f"channel {failed.channel} is not for viewers, and this client is listed as one",
+            "python -m curve_kernel watch shows what a viewer may see; owners may do everything",
+        ),
+        WrongServerKeyError: (
+            f"the server at {url} closed the connection: it does not hold the secret key for this"
+            " connection file's server key",
+            "the kernel was started anew, or something else has its port: get its new connection file",
+        ),
+        NoCurveServerError: (
+            f"the server at {url} speaks no CURVE",
+            "it is no encrypted kernel, and nothing was sent to it: see the connection file's ports",
+        ),
+        NobodyThereError: (
+            f"nobody answers at {url}",
+            "see whether the kernel still runs, and whether its address can be reached from here",
+        ),
+    }
+    message, hint = texts[outcome]
+    if outcome is NobodyThereError and "//0.0.0.0:" in url:
+        hint = "0.0.0.0 is any address of the kernel's machine: write one of those into the file as ip"
+    return outcome(message, hint)

@@ -39,6 +39,7 @@ class _KeyedHBChannel(HBChannel):
             self.socket.close()
         self.socket = self.context.socket(zmq.REQ)
         self.socket.linger = 1000
+        self.socket.ipv6 = "[" in (self.address or "")
         self.socket.sndtimeo = int(self.time_to_dead * 1000)
         sockets.make_client(self.socket, self.client_keys, self.curve_serverkey)
         self.socket.connect(self.address)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 import os
-import socket as stdlib_socket
-import subprocess
 import sys
 import threading
+from _socket import socketpair
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from socket import SCM_RIGHTS, SOL_SOCKET, socket
+from struct import pack
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 from ipykernel.compiler import get_tmp_directory
@@ -29,6 +31,7 @@ from .late_import import debugger, find_debugpy, import_debugpy
 
 __all__ = ["PortlessDebugger", "check", "install"]
 
+_Socket = socket  # which code in a cell may replace
 _ADAPTER_ENDED = "the debug adapter has ended"
 
 
@@ -37,9 +40,9 @@ class _AdapterStream:
 
     def __init__(self) -> None:
         self.on_recv: Callable[[str], object] = str
-        self._adapter: stdlib_socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: stdlib_socket.socket | None = None
+        self._adapter: _Socket | None = None
+        self._process: Popen[bytes] | None = None
+        self._connection: _Socket | None = None
         self.closed = asyncio.Event()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -69,7 +72,7 @@ class _AdapterStream:
             raise ConnectionError("the debug adapter is not connected")
         self._connection.sendall(frames[-1])
 
-    def _read(self, connection: stdlib_socket.socket, _: int) -> None:
+    def _read(self, connection: _Socket, _: int) -> None:
         try:
             data = connection.recv(1 << 16)
         except OSError:
@@ -80,26 +83,27 @@ class _AdapterStream:
             self.disconnect("")
             self.closed.set()
 
-    def _pass_on(self, name: str) -> stdlib_socket.socket:
+    def _pass_on(self, name: str) -> _Socket:
         """Give the adapter one end of a new pair of sockets, and return the other."""
         if self._adapter is None:
             self._adapter = self._start_adapter()
         elif self._process is None or self._process.poll() is not None:
             # pydevd does not connect a second time.
             raise ConnectionError(f"{_ADAPTER_ENDED}; restart the kernel to debug again")
-        ours, theirs = stdlib_socket.socketpair()
+        ours, theirs = _pair()
         with theirs:
-            stdlib_socket.send_fds(self._adapter, [name.encode()], [theirs.fileno()])
+            rights = SOL_SOCKET, SCM_RIGHTS, pack("i", theirs.fileno())
+            self._adapter.sendmsg([name.encode()], [rights])
         return ours
 
-    def _start_adapter(self) -> stdlib_socket.socket:
-        ours, theirs = stdlib_socket.socketpair()
+    def _start_adapter(self) -> _Socket:
+        ours, theirs = _pair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = Popen(  # noqa: S603
                 [sys.executable, debug_adapter.__file__, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
                 pass_fds=[theirs.fileno()],
                 # An interrupt goes to the kernel's whole process group.
                 start_new_session=True,
@@ -150,6 +154,15 @@ class _AdapterStream:
 
         os.register_at_fork(after_in_child=leave)
         return address
+
+
+def _pair() -> tuple[_Socket, _Socket]:
+    """Return a pair of sockets that block, whatever classes and defaults code in a cell has set."""
+    pair = [_Socket(fileno=end.detach()) for end in socketpair()]
+    for end in pair:
+        # Shared with the adapter, which waits for data.
+        end.settimeout(None)
+    return pair[0], pair[1]
 
 
 class PortlessDebugger(debugger.Debugger):
@@ -205,7 +218,11 @@ class PortlessDebugger(debugger.Debugger):
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             self.log.error("The debugger does not start: %s belongs to somebody else", folder)
             return False
-        folder.chmod(0o700)  # before 7.0 upstream leaves it to the umask, and code is dumped into it
+        try:
+            # Before 7.0 upstream leaves it to the umask, and code is dumped into it.
+            folder.chmod(0o700)
+        except OSError as error:
+            self.log.warning("The mode of %s can't be made 0700: %s", folder, error.strerror)
         with replaced(debugpy, listen=self._stream.listen):
             started = bool(super().start())
         if not started:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
-from jupyter_core.paths import jupyter_config_dir
-
-from .. import files
+from .. import files, trust
 from ..errors import CurveKernelError
+from ..folders import NOWHERE, NoFolderError, config_folder
 from .pair import KeyPair, parse
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "make_folder",
     "parse_certificate",
     "read_certificate",
+    "read_content",
     "write_certificate",
 ]
 
@@ -35,9 +37,27 @@ __all__ = [
 _FORM = "a certificate is a file that `python -m curve_kernel keygen` or pyzmq's zmq.auth writes"
 
 
-def curve_folder() -> Path:
-    """Return the folder of this user's key files, which need not exist."""
-    return Path(jupyter_config_dir()) / "curve"
+def curve_folder(warn: Callable[[str], object] | None = None) -> Path:
+    """Return the folder of this user's key files, which need not exist.
+
+    Parameters
+    ----------
+    warn : callable, optional
+        Told why nobody is listed, where there is no configuration folder; it then is one that can't
+        exist.
+
+    Raises
+    ------
+    NoFolderError
+        If there is no configuration folder, and nobody to tell.
+    """
+    try:
+        return config_folder() / "curve"
+    except NoFolderError as error:
+        if warn is None:
+            raise
+        warn(f"Nobody is listed: {error.message}")
+        return Path(NOWHERE)
 
 
 def make_folder(folder: Path) -> None:
@@ -55,11 +75,21 @@ def read_certificate(path: Path) -> tuple[bytes, bytes | None]:
     CurveKernelError
         If it can't be read or holds no key. The message never quotes the file.
     """
+    return parse_certificate(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """Return what is in the certificate file at *path*.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be read.
+    """
     try:
-        content, _ = files.read(path)
+        return files.read(path)[0]
     except OSError as error:
         raise CurveKernelError(f"certificate {path} can't be read: {error.strerror}", _FORM) from None
-    return parse_certificate(content, str(path))
 
 
 def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
@@ -82,9 +112,12 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
         field, _, value = line.strip().partition(b"=")
         for key in (b"public-key", b"secret-key"):
             if field.startswith(key):
+                if key in found:
+                    raise CurveKernelError(
+                        f"certificate {name} has two lines with {key.decode()}",
+                        "leave only one of them, or get a new certificate",
+                    )
                 found[key] = value.strip(b" \t'\"")
-        if len(found) == 2:
-            break
     if b"public-key" not in found:
         raise CurveKernelError(f"certificate {name} holds no public key", _FORM)
     public_key = parse(found[b"public-key"], f"public-key in certificate {name}")
@@ -96,7 +129,9 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
     return public_key, secret_key
 
 
-def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = None) -> None:
+def write_certificate(
+    path: Path, public_key: bytes, secret_key: bytes | None = None, until: datetime | None = None
+) -> None:
     """Write a certificate in pyzmq's format, atomically, with mode 0600 if it holds a secret key.
 
     Parameters
@@ -105,6 +140,8 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
         The file, in a folder that exists.
     public_key, secret_key : bytes
         The keys, 40 bytes of Z85 each.
+    until : datetime, optional
+        When the client's access ends, with a time zone.
 
     Raises
     ------
@@ -115,7 +152,10 @@ def write_certificate(path: Path, public_key: bytes, secret_key: bytes | None = 
     lines = [f"#   ZeroMQ CURVE {kind} Certificate, written by curve_kernel"]
     if secret_key is not None:
         lines.append("#   DO NOT PROVIDE THIS FILE TO OTHER USERS nor change its permissions.")
-    lines += ["", "metadata", "curve", f'    public-key = "{public_key.decode()}"']
+    lines += ["", "metadata"]
+    if until is not None:
+        lines.append(f'    until = "{until.isoformat(timespec="seconds")}"')
+    lines += ["curve", f'    public-key = "{public_key.decode()}"']
     if secret_key is not None:
         lines.append(f'    secret-key = "{secret_key.decode()}"')
     mode = 0o644 if secret_key is None else 0o600
@@ -128,21 +168,30 @@ def load_identity(folder: Path | None = None) -> KeyPair | None:
     Raises
     ------
     CurveKernelError
-        If the file can't be read, is no certificate with both keys, or can be read by others.
+        If the file can't be read or trusted, has not both keys, or can be read by others.
     """
-    path = (folder or curve_folder()) / "identity.key_secret"
+    try:
+        path = (folder or curve_folder()) / "identity.key_secret"
+    except NoFolderError:
+        return None
     if not os.path.lexists(path):
         return None
-    public_key, secret_key = read_certificate(path)
+    try:
+        content, status = files.read(path)
+    except OSError as error:
+        raise CurveKernelError(f"certificate {path} can't be read: {error.strerror}", _FORM) from None
+    public_key, secret_key = parse_certificate(content, str(path))
     if secret_key is None:
         raise CurveKernelError(
             f"certificate {path} holds no secret key",
             "make a new identity: python -m curve_kernel keygen --force",
         )
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077 and not files.insecure_writes_are_allowed(path, mode):
         raise CurveKernelError(
             f"certificate {path} can be read or written by others: its mode is {mode:04o}, not 0600",
             "others may have your key, so make a new one: python -m curve_kernel keygen --force",
         )
+    if problem := trust.file_problem("certificate", str(path), status):
+        raise problem
     return KeyPair(public_key, secret_key)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import zmq
 from zmq.utils import z85
 
 from ..errors import CurveKernelError
 
-__all__ = ["KeyPair", "parse", "require_curve"]
+__all__ = ["KeyPair", "as_hex", "parse", "parse_public", "require_curve"]
+
+# pyzmq looks there for each key, also for the key of a client that connects, and code in a cell may
+# replace what `struct` holds.
+_StructError = struct.error
+vars(z85)["struct"] = SimpleNamespace(pack=struct.pack, unpack=struct.unpack)
 
 _FORM = "a CURVE key is 40 characters of Z85: letters, digits and .-:+=^!/*?&<>()[]{}@%$#"
 
@@ -59,9 +65,32 @@ def parse(value: object, where: str) -> bytes:
     text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     try:
         z85.decode(text)
-    except (KeyError, ValueError, struct.error):  # no digit of Z85, or five that exceed 32 bits
+    except (KeyError, ValueError, _StructError):  # no digit of Z85, or five that exceed 32 bits
         raise CurveKernelError(f"{where} is not Z85 text", _FORM) from None
     return text
+
+
+def parse_public(text: str, where: str) -> bytes:
+    """Check a public key in hexadecimal, 64 digits, or in Z85, and return it in Z85.
+
+    Z85 is full of characters that a shell takes for its own, hence hexadecimal on command lines.
+
+    Raises
+    ------
+    CurveKernelError
+        If it is neither.
+    """
+    if len(text) == 64:
+        try:
+            return z85.encode(bytes.fromhex(text))
+        except ValueError:
+            raise CurveKernelError(f"{where} is not hexadecimal", _FORM) from None
+    return parse(text, where)
+
+
+def as_hex(public_key: bytes) -> str:
+    """Return a public key, 40 bytes of Z85, in hexadecimal."""
+    return z85.decode(public_key).hex()
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
+import re
+import resource
+import select
 import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .. import files
+from .. import files, trust
 from ..errors import CurveKernelError
 from .pair import KeyPair, parse
 
-__all__ = ["SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret", "find"]
+__all__ = ["PIPE", "SECRETKEY_FILE_VARIABLE", "SECRETKEY_VARIABLE", "EnvironmentSecret", "find"]
 
 SECRETKEY_VARIABLE = "JUPYTER_CURVE_SECRETKEY"
 SECRETKEY_FILE_VARIABLE = "JUPYTER_CURVE_SECRETKEY_FILE"
+
+PIPE = "pipe:"
+"""What the variable begins with if it names a pipe that holds the key, in place of the key."""
 
 _WRAPPER = (
     "if a wrapper drops the environment (env -i, sudo, docker run, singularity --cleanenv), put"
@@ -40,8 +46,14 @@ class EnvironmentSecret:
     """
 
     def __init__(self) -> None:
+        _prevent_core_files()
         self._secret = _take(SECRETKEY_VARIABLE)
         self._file = _take(SECRETKEY_FILE_VARIABLE)
+        self._pipe = ""
+        if self._secret is not None and self._secret.startswith(f"{PIPE}/"):
+            self._pipe = self._secret.removeprefix(PIPE)
+            self._secret = _read_pipe(self._pipe)
+        self._piped = None if self._file is None else _read_descriptor(self._file)
 
     def __repr__(self) -> str:
         return "EnvironmentSecret(<hidden>)"
@@ -60,11 +72,20 @@ class EnvironmentSecret:
             If a value is no key, the file can't be trusted, or the two variables disagree.
         """
         pairs = []
+        if self._pipe and not self._secret:
+            raise CurveKernelError(
+                f"pipe {self._pipe}, which ${SECRETKEY_VARIABLE} names, holds no key for this process",
+                'put "key_distribution": "env", or "file", into the config of the kernelspec\'s'
+                " kernel_provisioner: the kernel's wrapper keeps the pipe from it",
+            )
         if self._secret is not None:
             secret_key = parse(self._secret, f"${SECRETKEY_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_VARIABLE}"))
         if self._file is not None:
-            secret_key = _read_secret_file(self._file)
+            if self._piped is None:
+                secret_key = _read_secret_file(self._file)
+            else:
+                secret_key = parse(self._piped.strip(), f"the pipe in ${SECRETKEY_FILE_VARIABLE}")
             pairs.append((KeyPair.from_secret(secret_key), f"${SECRETKEY_FILE_VARIABLE}"))
         if not pairs:
             return None
@@ -76,15 +97,51 @@ class EnvironmentSecret:
         return pairs[0]
 
 
+def _prevent_core_files() -> None:
+    """Keep the key out of core files: code can raise the limit again, and a debugger still attaches.
+
+    With a limit of 1 the system starts no crash handler either, which one of 0 does not prevent
+    (``man 5 core``). PR_SET_DUMPABLE would also take profilers, debuggers and the user's own view
+    of /proc/PID away.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a sandbox does not let it be changed
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (1 if hard else 0, hard))
+
+
+def _read_pipe(path: str) -> str:
+    """Return what a pipe of this user holds, which is gone from it then; empty if it can't be read."""
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (OSError, ValueError):
+        return ""
+    try:
+        status = os.fstat(pipe)
+        if not stat.S_ISFIFO(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            return ""
+        return os.read(pipe, 100).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(pipe)
+
+
 def _take(name: str) -> str | None:
     value = os.environ.get(name)
     if value is None:
         return None
-    # Before anything calls setenv for it, libc's entry is the very text that /proc/PID/environ reads.
-    entries = list(_libc_entries(os.fsencode(name)))
-    del os.environ[name]
-    for address, size in entries:
-        ctypes.memset(address, 0, size)
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without libffi
+        del os.environ[name]
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            _overwrite(os.fsencode(f"{name}={value}"))
+    else:
+        # Before anything calls setenv for it, libc's entry is the text that /proc/PID/environ reads.
+        entries = list(_libc_entries(os.fsencode(name)))
+        del os.environ[name]
+        for address, size in entries:
+            ctypes.memset(address, 0, size)
     block = Path("/proc/self/environ")
     entry = os.fsencode(f"{name}={value}")
     if block.exists() and entry in block.read_bytes().split(b"\0"):
@@ -95,10 +152,22 @@ def _take(name: str) -> str | None:
     return value
 
 
+def _overwrite(entry: bytes) -> None:
+    """Overwrite what /proc/PID/environ shows, without ctypes."""
+    block = b"\0" + Path("/proc/self/environ").read_bytes()
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start = int(fields[47])  # env_start, the 50th of proc(5)
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start + block.index(b"\0" + entry + b"\0"))
+        memory.write(bytes(len(entry)))
+
+
 def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
     """Yield address and size of each ``name=value`` in libc's ``environ``."""
     if not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
     index = 0
     while (address := environ[index]) is not None:
@@ -106,6 +175,24 @@ def _libc_entries(name: bytes) -> Iterator[tuple[int, int]]:
         if text.startswith(name + b"="):
             yield address, len(text)
         index += 1
+
+
+def _read_descriptor(path: str) -> bytes | None:
+    """Read and close the pipe that *path* names as ``/dev/fd/NUMBER``; None if it is something else.
+
+    Now, since a pipe can be read once only, and the kernel's children would inherit what is left in it.
+    """
+    named = re.fullmatch(r"/dev/fd/(\d{1,5})", path)
+    try:
+        if named is None or not stat.S_ISFIFO(os.fstat(int(named[1])).st_mode):
+            return None
+        descriptor = int(named[1])
+        # Its writer wrote before it started this process.
+        found = os.read(descriptor, 128) if select.select([descriptor], [], [], 0)[0] else b""
+        os.close(descriptor)
+    except OSError:
+        return None
+    return found
 
 
 def _read_secret_file(path: str) -> bytes:
@@ -122,8 +209,8 @@ def _read_secret_file(path: str) -> bytes:
             f"{name} can be read or written by others: its mode is {mode:04o}, not 0600",
             f"make it yours alone and put a new key into it: chmod 600 {shlex.quote(path)}",
         )
-    if status.st_uid not in (0, os.geteuid()):
-        raise CurveKernelError(f"{name} belongs to another user", hint)
+    if problem := trust.file_problem("secret-key file", path, status):
+        raise problem
     return parse(content.strip(), name)
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jupyter_client.connect import port_names
 
 from ..errors import CurveKernelError
 
-__all__ = ["HeldPorts", "bind_error", "check_ended", "check_free"]
+__all__ = [
+    "HeldPorts",
+    "ReservedPorts",
+    "bind_error",
+    "check_ended",
+    "check_free",
+    "parse_range",
+]
 
 
 def bind_error(transport: str, ip: str, channel: str, port: int, error: object) -> CurveKernelError:
@@ -128,3 +136,80 @@ class HeldPorts:
         """Let go of them."""
         while self._sockets:
             self._sockets.pop().close()
+
+
+class ReservedPorts:
+    """Free ports of an address, nobody else's until they are released, also between two kernels.
+
+    On Linux their kernel can bind them meanwhile, as HeldPorts says; elsewhere they are given up before
+    it starts.
+
+    Parameters
+    ----------
+    ip : str
+        An address of this machine, IPv4 or IPv6.
+    count : int
+        How many ports.
+    candidates : sequence of int
+        Which ones; empty for any.
+
+    Raises
+    ------
+    CurveKernelError
+        If the address is not of this machine, or not so many ports are free.
+    """
+
+    def __init__(self, ip: str, count: int, candidates: Sequence[int] = ()) -> None:
+        self._sockets: list[socket.socket] = []
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        for port in candidates or (0,) * count:
+            made = socket.socket(family)
+            try:
+                made.bind((ip, port))
+            except OSError as error:
+                made.close()
+                if error.errno in (errno.EADDRINUSE, errno.EACCES) and candidates:
+                    continue
+                self.release()
+                raise CurveKernelError(
+                    f"{ip} can't be listened on: {error.strerror}", "name an address of this machine"
+                ) from None
+            # Not before bind, or another who reserves could bind it too.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._sockets.append(made)
+            if len(self._sockets) == count:
+                break
+        self.ports = [made.getsockname()[1] for made in self._sockets]
+        if len(self.ports) < count:
+            self.release()
+            raise CurveKernelError(
+                f"{len(self.ports)} of the given ports are free on {ip}, and a kernel takes {count}",
+                "give a larger range as ports",
+            )
+        if sys.platform != "linux":
+            self.release()
+
+    def release(self) -> None:
+        """Give them up."""
+        while self._sockets:
+            self._sockets.pop().close()
+
+
+def parse_range(text: str) -> list[int]:
+    """Return the ports of a range such as ``50000-50099``.
+
+    Raises
+    ------
+    CurveKernelError
+        If it is no range, or too small for a kernel.
+    """
+    first, _, last = text.partition("-")
+    try:
+        ports = list(range(int(first), int(last) + 1))
+    except ValueError:
+        ports = []
+    if len(ports) < len(port_names) + 1 or ports[0] < 1 or ports[-1] > 65535:
+        raise CurveKernelError(
+            f"{text!r} is no range of ports", "give at least six, such as 50000-50099"
+        )
+    return ports

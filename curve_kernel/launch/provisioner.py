@@ -20,14 +20,17 @@ from traitlets import Bool, CaselessStrEnum, List, TraitError, Unicode, default
 from .. import connection_file, keys, sockets
 from ..access.allowlist import AuthorizedClients
 from ..client.handshake import Handshake
-from ..client.heartbeat import keyed_heartbeat
 from ..distribution import Distribution, distribution_for, how_to_encrypt, site_plaintext_kernels
 from ..errors import CurveKernelError
+from ..folders import NoFolderError
 from ..keys import KeyPair
 from ..keys.certificates import curve_folder
 from ..keys.source import SECRETKEY_FILE_VARIABLE, SECRETKEY_VARIABLE
 from ..wire import read_mechanism
+from .handover import Handover, starts_python
+from .holders import holding_manager, presenting_client
 from .ports import HeldPorts
+from .reconnecting import Reconnecting
 
 __all__ = ["CurveProvisioner", "StartError"]
 
@@ -72,7 +75,8 @@ class CurveProvisioner(LocalProvisioner):
         both keys into the connection file, for kernels that look for them there; 'auto' is 'env' for
         a kernelspec that starts curve_kernel, 'file' for one that advertises curve, and starts no
         other. The default is 'env' for a kernelspec that names this provisioner, and 'auto' for one
-        that gets it by $JUPYTER_DEFAULT_PROVISIONER_NAME.""",
+        that gets it by $JUPYTER_DEFAULT_PROVISIONER_NAME. If this is not set,
+        the variable names a pipe for a kernel that a wrapper starts.""",
     )
     plaintext_kernels = List(
         Unicode(),
@@ -100,7 +104,10 @@ class CurveProvisioner(LocalProvisioner):
                 " plaintext_kernels",
             )
         super().__init__(**kwargs)
-        self._held_ports = HeldPorts()
+        # Who asks for it by name gets the variable, whatever the kernel is started by.
+        self._by_variable = "key_distribution" in kwargs
+        self._held_ports, self._handover = HeldPorts(), Handover()
+        self._reconnecting = Reconnecting()
 
     @default("key_distribution")
     def _default_key_distribution(self) -> str:
@@ -151,6 +158,7 @@ class CurveProvisioner(LocalProvisioner):
             # After the launch the manager compares the file with what it knows. See post_launch.
             connection_file.update(km.connection_file, {}, remove=["curve_publickey"])
         self._held_ports.hold(km.transport, km.ip, km.ports)
+        self._reconnecting = Reconnecting(*(km._make_url(channel) for channel in ("iopub", "stdin")))
         return kwargs
 
     def _choose_distribution(self, km: Any) -> Distribution | None:
@@ -178,14 +186,26 @@ class CurveProvisioner(LocalProvisioner):
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
             env.pop(variable, None)
         if self._distribution == "env":
-            assert self._keys is not None
-            env[SECRETKEY_VARIABLE] = self._keys.secret_key.decode()
+            env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
         self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
-            self._held_ports.release()
+            self._release()
             raise
+
+    def _secret_for(self, command: list[str]) -> str:
+        """Return the secret key, or for a wrapper what names the pipe that holds it."""
+        assert self._keys is not None
+        secret_key, km = self._keys.secret_key, self.parent
+        if km is None or self._by_variable or starts_python(command):
+            return secret_key.decode()
+        return self._handover.open(km.connection_file, secret_key)
+
+    def _release(self) -> None:
+        self._held_ports.release()
+        self._handover.close()
+        self._reconnecting.close()
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Give the manager its keys, other clients the public one, and see that the kernel has its own.
@@ -210,11 +230,13 @@ class CurveProvisioner(LocalProvisioner):
                 connection_file.update(km.connection_file, {"curve_publickey": public_key})
             if problem := await self._verify_encryption():
                 raise problem
+            if late := await self._reconnecting.wait():
+                self.log.warning("%d of the kernel's clients have not connected again yet", late)
         except CurveKernelError:
             await self._end_kernel()
             raise
         finally:
-            self._held_ports.release()
+            self._release()
 
     async def _verify_encryption(self) -> CurveKernelError | None:
         """Wait for the kernel to open its control port; say what is wrong with it."""
@@ -288,7 +310,7 @@ class CurveProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         """Forget the keys, unless the kernel is to be restarted."""
         await super().cleanup(restart=restart)
-        self._held_ports.release()
+        self._release()
         if not restart:
             self._keys = None
 
@@ -296,7 +318,8 @@ class CurveProvisioner(LocalProvisioner):
         assert self._keys is not None
         km: Any = self.parent
         km.curve_publickey, km.curve_secretkey = self._keys.public_key, self._keys.secret_key
-        km.client_factory = _presenting_keys(km.client_factory)
+        km.__class__ = holding_manager(type(km))
+        km.client_factory = presenting_client(km.client_factory)
         return km
 
 
@@ -317,9 +340,12 @@ def _allowlist_of(command: list[str], env: Mapping[str, str], cwd: str | None) -
     if options.mode != "allowlist":
         return None
     if options.folder:
-        return Path(cwd or Path.cwd(), Path(options.folder).expanduser())
+        return Path(cwd or Path.cwd(), os.path.expanduser(options.folder))  # noqa: PTH111
     same = all(env.get(name) == os.environ.get(name) for name in _CONFIG_FOLDER_VARIABLES)
-    return curve_folder() if same else None
+    try:
+        return curve_folder() if same else None
+    except NoFolderError:
+        return None
 
 
 def _require_jupyter_client() -> None:
@@ -330,34 +356,3 @@ def _require_jupyter_client() -> None:
             " encrypt, 8.9 is needed",
             "in the server's environment: python -m pip install --upgrade 'jupyter_client>=8.9'",
         )
-
-
-def _presenting_keys(factory: type) -> type:
-    """Make a client class of *factory* whose heartbeat presents the manager's key pair too.
-
-    It also accepts the keys as str: ``KernelManager.client()`` of jupyter_client 8.9 passes them so,
-    and its own clients refuse them with a TraitError, until 8.10.
-    """
-    if hasattr(factory, "presents_keys"):
-        return factory
-
-    class Client(factory):
-        presents_keys = True
-        hb_channel_class: Any
-
-        def __init__(self, **kwargs: Any) -> None:
-            for name in ("curve_publickey", "curve_secretkey"):
-                if isinstance(kwargs.get(name), str):
-                    kwargs[name] = kwargs[name].encode("ascii")
-            super().__init__(**kwargs)
-
-        @property
-        def hb_channel(self) -> Any:
-            public_key, secret_key = self.curve_publickey, self.curve_secretkey
-            if self._hb_channel is None and public_key and secret_key:
-                pair = KeyPair(public_key, secret_key)
-                self.hb_channel_class = keyed_heartbeat(self.hb_channel_class, pair)
-            return super().hb_channel
-
-    Client.__name__, Client.__qualname__ = factory.__name__, factory.__qualname__
-    return Client

@@ -45,7 +45,7 @@ def test_a_silent_connection_is_not_known_if_it_may_be_either_of_two():
     table.got_ready(second)
     assert not first.peer.role
     assert not second.peer.role
-    assert table.spoke("iopub", 8, given) == [second, first]
+    assert table.told("iopub", 8, given) == [second, first]
     assert second.peer == VERA
     assert first.peer == OLGA
 
@@ -56,7 +56,7 @@ def test_a_message_of_a_connection_that_has_ended_names_not_the_next_one_with_it
     given = table.authorized("shell", OLGA)
     table.ended("shell", 7)
     second = accept(table, "shell", 7)
-    assert table.spoke("shell", 7, given) == []
+    assert table.told("shell", 7, given) == []
     assert not second.peer.role
     table.authorized("shell", VERA)
     table.got_ready(second)
@@ -83,7 +83,7 @@ def test_names_are_never_exchanged_whatever_the_order():
                     table.got_ready(standing[descriptor])
             elif step < 0.8 and truth:
                 descriptor, (connection, _, given) = rng.choice(list(truth.items()))
-                assert table.spoke("iopub", descriptor, given)[0] is connection
+                assert table.told("iopub", descriptor, given)[0] is connection
             elif standing:
                 descriptor = rng.choice(list(standing))
                 assert table.ended("iopub", descriptor) is standing.pop(descriptor)
@@ -93,6 +93,37 @@ def test_names_are_never_exchanged_whatever_the_order():
                 assert connection.peer in (peer, Peer())
                 named += connection.peer == peer
     assert named > 1000
+
+
+def test_a_routing_id_is_handed_over_to_a_client_of_the_same_key_only():
+    table = Connections()
+    manager, debugger = Peer("manager", "", "M" * 40), Peer("kernel", "", "K" * 40)
+    for descriptor, peer in ((1, manager), (2, debugger)):
+        accept(table, "shell", descriptor)
+        assert table.may_hand_over("shell", peer) or peer is debugger
+        given = table.authorized("shell", peer)
+        table.told("shell", descriptor, given)
+    assert table.may_hand_over("shell", manager)
+    assert not table.may_hand_over("shell", OLGA)
+    olga = accept(table, "shell", 3)
+    assert table.may_hand_over("shell", manager)
+    given = table.authorized("shell", OLGA)
+    assert not table.may_hand_over("shell", manager)  # olga's is on its way, with any routing id
+    table.got_ready(olga)
+    assert not table.may_hand_over("shell", manager)  # not heard yet: the kernel may not have it yet
+    assert not table.may_hand_over("shell", OLGA)
+    table.told("shell", 3, given)
+    assert table.may_hand_over("shell", manager)
+    assert not table.may_hand_over("shell", OLGA)
+    first, second = accept(table, "control", 4), accept(table, "control", 5)
+    table.authorized("control", OLGA)
+    table.authorized("control", manager)
+    table.got_ready(first)
+    table.got_ready(second)
+    assert not table.may_hand_over("control", manager)  # neither is known
+    for descriptor in (4, 5):
+        table.ended("control", descriptor)
+    assert table.may_hand_over("control", OLGA)
 
 
 def test_successes_are_of_all_or_of_nobody():
@@ -119,7 +150,7 @@ def test_who_remains_is_known_when_the_other_has_spoken():
     given = table.authorized("shell", MANAGER)
     table.got_ready(second)
     table.got_ready(first)
-    table.spoke("shell", 8, given)
+    table.told("shell", 8, given)
     assert first.peer == OLGA
 
 

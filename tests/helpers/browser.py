@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
@@ -27,13 +27,17 @@ def jupyter_server(
     *arguments: str,
     app: str = "lab",
     port: int = 0,
+    prefix: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run a server in *folder*; gives its address."""
     if not port:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", f"--port={port}"]
+    # Not by way of `jupyter lab`, which another user may not find.
+    module = ["jupyterlab"] if prefix and app == "lab" else ["jupyter", app]
+    command = [*prefix, sys.executable, "-m", *module]
+    command += ["--no-browser", "--allow-root", f"--port={port}"]
     command += [
         "--ServerApp.port_retries=0",
         "--IdentityProvider.token=t0ken",

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pty
+import queue
 import re
 import signal
 import socket
@@ -220,6 +221,25 @@ def run_code(client: Any, code: str, timeout: float = 60, **kwargs: Any) -> tupl
     kwargs.setdefault("allow_stdin", False)
     reply = client.execute_interactive(code, timeout=timeout, output_hook=collect, **kwargs)
     return reply["content"]["status"], "".join(texts)
+
+
+def printed_until(client: Any, code: str, says: Callable[[str], object], timeout: float = 60) -> str:
+    """Execute *code*; gives what was printed until *says* holds, also by children after its end."""
+    request = client.execute(code, allow_stdin=False)
+    text, idle, deadline = "", False, time.monotonic() + timeout
+    while not idle or not says(text):
+        try:
+            message = client.get_iopub_msg(timeout=max(deadline - time.monotonic(), 0))
+        except queue.Empty:
+            raise TimeoutError(f"waited {timeout} s for more than {text[-2000:]!r}") from None
+        content = message["content"]
+        text += content.get("text", "")
+        own = message["parent_header"].get("msg_id") == request
+        assert not own or message["msg_type"] != "error", content
+        idle = idle or (own and content.get("execution_state") == "idle")
+    while client.get_shell_msg(timeout=timeout)["parent_header"].get("msg_id") != request:
+        pass
+    return text
 
 
 def check_error(err: str, says: str, hint: str | None) -> None:

@@ -8,16 +8,23 @@ import os
 import queue
 import random
 import re
+import shutil
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flood
+import psutil
 import pytest
 import zmq
-from support import run_code, wait_for
+from support import run_code, started, wait_for
 from test_floods import OPEN_64
 from victim import Victim, figure, victim
 from zmtp import Peer, crypto_box, frame, greeting, metadata, named
@@ -345,6 +352,149 @@ def test_an_owner_keeps_every_connection_whoever_crowds_the_heartbeat(kernel: Vi
         peer.socket.close()
 
 
+def test_nobody_takes_another_clients_prompts_and_replies(kernel: Victim) -> None:
+    """By its routing id, which is the session that iopub shows."""
+    with zmq.Context() as context, contextlib.ExitStack() as stack:
+
+        def thief(channel: str) -> zmq.Socket[bytes]:
+            made = stack.enter_context(context.socket(zmq.DEALER))
+            made.linger = 0
+            made.identity = kernel.client.session.bsession
+            made.curve_publickey, made.curve_secretkey = keys(kernel.owner)
+            made.curve_serverkey = kernel.server_key.encode()
+            monitor = stack.enter_context(made.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+            made.connect(f"tcp://127.0.0.1:{getattr(kernel.km, f'{channel}_port')}")
+            assert monitor.poll(30_000)
+            return made
+
+        def prompted(_: str) -> None:
+            thieves.append(thief("stdin"))
+            kernel.client.input("secret")
+
+        thieves = [thief(channel) for channel in ("shell", "control", "stdin")]
+        code = "name = input('password: '); name == 'secret' or wrong"
+        reply = kernel.client.execute_interactive(
+            code, timeout=30, allow_stdin=True, stdin_hook=prompted, output_hook=lambda _: None
+        )
+        assert reply["content"]["status"] == "ok"
+        kernel.client.kernel_info(reply=True, timeout=30)
+        assert not any(made.poll(300) for made in thieves)
+
+
+def test_a_further_client_of_the_manager_takes_over_its_session_as_in_stock() -> None:
+    with victim() as kernel:
+        olga = BlockingKernelClient(client_keys=kernel.owner)
+        olga.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
+        further = kernel.km.client()
+        for client in (olga, further):
+            client.start_channels()
+            client.wait_for_ready(timeout=30)
+        assert run_code(further, "print(6 * 7)") == ("ok", "42\n")
+        assert run_code(olga, "print(6 * 7)") == ("ok", "42\n")
+        further.stop_channels()
+        olga.stop_channels()
+
+
+def test_strangers_that_send_while_a_cell_holds_the_interpreter_lock(kernel: Victim) -> None:
+    """Nothing in Python can disconnect them meanwhile."""
+    before, most = kernel.process.memory_info().rss, 0.0
+    port = str(kernel.km.shell_port)
+    kernel.client.execute("import ctypes; ctypes.PyDLL(None).sleep(5)")
+    command = [sys.executable, flood.__file__, "huge", "4", kernel.server_key, port]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attacker:
+        while attacker.poll() is None:
+            most = max(most, grown(kernel, before))
+            time.sleep(0.02)
+        assert attacker.stdout is not None
+        sent = int(attacker.stdout.read())
+    figure("strangers while the lock is held", kernel.name, grown_mib=round(most), sent_mib=sent)
+    assert sent > 50
+    assert most < 128
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="needs ss, of iproute2")
+def test_what_is_sent_again_to_peers_that_acknowledge_nothing_counts_once(kernel: Victim) -> None:
+    """Or they would pass for clients that have got READY, after which nothing counts any more."""
+    port = kernel.km.shell_port
+    peers = [Peer(port, kernel.server_key) for _ in range(60)]
+    for peer in peers:
+        peer.acknowledge_nothing()
+        peer.send(greeting())
+
+    def sent_by_kernel() -> list[int]:
+        command = ["ss", "-Htin", "state", "established", f"sport = :{port}"]
+        listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        again = [line for line in listed.splitlines() if "bytes_retrans" in line]
+        return [int(found[1]) for line in again if (found := re.search(r"bytes_sent:(\d+)", line))]
+
+    wait_for("the greeting to be sent often", lambda: sum(n > 300 for n in sent_by_kernel()) == 60, 10)
+    before, most = kernel.process.memory_info().rss, 0.0
+    for peer in peers:
+        peer.socket.settimeout(0.1)
+        with contextlib.suppress(OSError):
+            peer.socket.sendall(b"\x06" + struct.pack(">Q", 60 * MIB))
+            peer.socket.sendall(bytes(20 * MIB))
+        most = max(most, grown(kernel, before))
+    figure("greeting sent again", kernel.name, grown_mib=round(most))
+    assert most < 64
+    table = curve(kernel)
+    assert "not known yet" not in table
+    assert re.search(r"too many bytes in the handshake +shell", table)
+    for peer in peers:
+        peer.socket.close()
+
+
+@pytest.fixture
+def local() -> Iterator[tuple[Any, Any]]:
+    """A kernel on ipc, and its manager's client."""
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 characters at most
+        file = f"{short}/kernel.json"
+        with started("python3-curve", transport="ipc", connection_file=file) as (km, client):
+            yield km, client
+
+
+def test_peers_without_a_key_that_send_on_ipc(local: tuple[Any, Any]) -> None:
+    km, client = local
+    [process] = (
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "curve_kernel" in " ".join(child.cmdline())
+    )
+    before, most = process.memory_info().rss, 0
+    path = km._make_url("shell").removeprefix("ipc://")
+
+    def send() -> None:
+        with contextlib.suppress(OSError), Peer(path, timeout=5) as peer:
+            peer.exchange_greetings()
+            peer.socket.sendall(b"\x06" + struct.pack(">Q", 60 * MIB))
+            for _ in range(60):
+                peer.socket.sendall(bytes(MIB))
+
+    for _ in range(3):
+        threads = [threading.Thread(target=send) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            most = max(most, process.memory_info().rss - before)
+            time.sleep(0.005)
+    figure("no key on ipc", "python3-curve", grown_mib=most >> 20)
+    assert most < 64 * MIB
+    assert run_code(client, "print(6 * 7)") == ("ok", "42\n")
+
+
+def test_an_owner_on_ipc_may_send_a_lot_at_once(local: tuple[Any, Any]) -> None:
+    """As soon as its handshake is over, which the kernel may have to be told of yet."""
+    km, _ = local
+    for _ in range(5):
+        client = km.client()
+        client.session = client.session.clone()
+        client.session.session = os.urandom(8).hex()
+        client.start_channels()
+        client.execute("#" + "x" * (8 * MIB) + "\n1")
+        assert client.get_shell_msg(timeout=30)["content"]["status"] == "ok"
+        client.stop_channels()
+
+
 SOCKETS_OF_THE_USER = """
 import socket, time
 end = time.monotonic() + 5
@@ -381,9 +531,9 @@ def test_what_user_code_opens_is_never_shut_down() -> None:
 
 def user_code_under_attack(kernel: Victim) -> None:
     stop = threading.Event()
+    ports = list(kernel.channels.values())
 
     def attack() -> None:
-        ports = list(kernel.channels.values())
         turn = 0
         while not stop.is_set():
             held: list[Any] = []

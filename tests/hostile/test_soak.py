@@ -92,8 +92,8 @@ def forget(kernel: Victim) -> None:
     """
     code = "getattr(get_ipython().history_manager, 'outputs', {}).clear()"
     request = kernel.client.execute(code, silent=True)
-    reply = kernel.client.get_shell_msg(timeout=30)
-    assert reply["parent_header"]["msg_id"] == request
+    while (reply := kernel.client.get_shell_msg(timeout=30))["parent_header"]["msg_id"] != request:
+        assert reply["msg_type"] == "kernel_info_reply"  # wait_for_ready asks until it is answered
     assert reply["content"]["status"] == "ok"
     while kernel.client.iopub_channel.msg_ready():
         kernel.client.get_iopub_msg(timeout=1)

@@ -479,3 +479,30 @@ def test_a_forked_child_prints_no_more_than_in_stock_and_lets_go_of_the_adapter(
         os.kill(int(child), signal.SIGKILL)  # it outlived the adapter
     ours, stock = (sorted(re.sub(r"\d+", "N", text).splitlines()) for text in (ours, stock))
     assert ours == stock
+
+
+PATCHED = """
+import socket, subprocess
+class Denied(socket.socket):
+    def __new__(cls, *_, **__):
+        raise RuntimeError('no sockets')
+socket.setdefaulttimeout(0.05)
+socket.socket = Denied
+def deny(*_, **__):
+    raise RuntimeError('not in this process')
+socket.socketpair = socket.send_fds = subprocess.Popen = deny
+"""
+
+
+def test_sockets_are_patched_before_the_debugger_is_switched_on():
+    """The adapter's end of a pair did not block, and so it ended."""
+    with Session("python3-curve") as session:
+        session.execute(PATCHED)
+        assert session.finish() == ""
+        session.attach()
+        session.breakpoint(CODE, {"line": 2})
+        session.ask("configurationDone")
+        session.execute(CODE)
+        session.stopped()
+        assert "done 4" in session.finish()
+        assert len(listening_ports(session.pid)) == 6

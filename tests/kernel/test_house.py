@@ -20,9 +20,9 @@ ROOMS = {
     "keys": set(),
     "access": {"keys"},
     "client": {"keys"},
-    "launch": {"keys", "client", "access.allowlist"},
+    "launch": {"keys", "client", "access"},
     "debugger": set(),
-    "cli": {"keys", "client", "access.allowlist"},
+    "cli": {"keys", "client", "access.allowlist", "launch"},
 }
 HEART = ("app", "access.gate", "sockets", "heartbeat")
 

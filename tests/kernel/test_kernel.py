@@ -274,7 +274,7 @@ time.sleep(1)
 
 
 def test_long_text_of_a_child_comes_in_order(kernel):
-    """Each message of a child has a connection of its own."""
+    """Each child has a connection of its own."""
     _, _, client = kernel
     status, text = run_code(client, LONG_FROM_CHILDREN)
     lines = [f"{n} " * (n % 97) for n in range(20_000)]

@@ -1,0 +1,196 @@
+"""The record of what clients did, for those who must keep one, by way of `jupyter_events`.
+
+Nothing imports this module unless the kernel is to keep a record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from jupyter_events import EventLogger
+from jupyter_events.schema_registry import SchemaRegistry
+
+from ..errors import CurveKernelError
+
+__all__ = ["SCHEMA_ID", "Record"]
+
+SCHEMA_ID = "https://events.jupyter.org/curve_kernel/access/v1"
+
+# Events that wait to be written, at most: a disk may hang.
+_QUEUE = 100_000
+# Characters of what a client chooses.
+_CHOSEN = 128
+
+
+class _Schemas(SchemaRegistry):
+    """Validates one event of each form: every value is a text, and what it says is not restricted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._valid: set[tuple[str, ...]] = set()
+
+    def validate_event(self, id: str, data: dict[str, Any]) -> None:  # noqa: A002
+        """Validate *data*, if there was no event of that action and channel with these properties."""
+        form = data["action"], data["channel"], *data
+        if form not in self._valid:
+            super().validate_event(id, data)
+            self._valid.add(form)
+
+
+class _File(logging.Handler):
+    """Appends lines to a file, each in one step; opened again when something else has its name."""
+
+    def __init__(self, path: Path, log: logging.Logger) -> None:
+        super().__init__()
+        self._path, self._log = path, log
+        self._descriptor, self._file = -1, (0, 0)
+        self._is_torn = False
+        self.problem = ""
+        """Why the last event could not be written, or empty."""
+        self.lost = 0
+        """Events that could not be written, since the start."""
+        self._open()
+
+    def _open(self) -> None:
+        # O_NONBLOCK: a FIFO without a reader is an error at once.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
+        if self._is_ours(self._descriptor):
+            os.close(self._descriptor)
+        status = os.fstat(descriptor)
+        self._descriptor, self._file = descriptor, (status.st_dev, status.st_ino)
+
+    def _is_ours(self, where: int | Path) -> bool:
+        """Whether a descriptor or a path is still the file that was opened."""
+        try:
+            status = os.stat(where)  # noqa: PTH116  a path has no descriptors
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one event; a problem is logged when it begins and when it is over."""
+        line = f"{self.format(record)}\n".encode()
+        try:
+            if not (self._is_ours(self._path) and self._is_ours(self._descriptor)):
+                # Code in a cell may have closed it, and its number may be another file's by now.
+                self._open()
+            line = b"\n" + line if self._is_torn else line
+            if os.write(self._descriptor, line) < len(line):
+                self._is_torn = True
+                raise OSError(0, "only a part of an event could be written")
+            self._is_torn = False
+        except (OSError, ValueError) as error:
+            self.failed(getattr(error, "strerror", None) or type(error).__name__)
+            return
+        if self.problem:
+            self.problem = ""
+            self._log.warning(
+                "The record %s is written again; %d events are lost", self._path, self.lost
+            )
+
+    def failed(self, problem: str) -> None:
+        """Take note that an event is lost."""
+        self.lost += 1
+        if problem != self.problem:
+            self.problem = problem
+            self._log.error(
+                "The record %s can't be written, and the kernel goes on: %s", self._path, problem
+            )
+
+
+class Record:
+    """Writes events in a thread of its own.
+
+    Parameters
+    ----------
+    path : Path
+        The file, absolute. It is made with mode 0600, and appended to.
+    kernel_id : str
+        Stands in each event.
+    log : logging.Logger
+        Is told when the file can't be written.
+    with_code : bool
+        Record the code that clients run, and not only its hash.
+
+    Raises
+    ------
+    CurveKernelError
+        If the file can't be opened.
+    """
+
+    def __init__(self, path: Path, kernel_id: str, log: logging.Logger, *, with_code: bool) -> None:
+        self.path = path
+        self._kernel_id = kernel_id
+        self._with_code = with_code
+        try:
+            self._file = _File(path, log)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "that is no file's name"
+            raise CurveKernelError(
+                f"audit_log {path} can't be written: {reason}",
+                "name a file in a folder that you can write",
+            ) from None
+        self._events = EventLogger(handlers=[self._file], schemas=_Schemas())
+        self._events.register_event_schema(Path(__file__).with_name("record.yaml"))
+        self._pid = os.getpid()
+        self._queue: SimpleQueue[tuple[datetime, dict[str, str]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="curve_kernel record", daemon=True)
+        vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
+        self._thread.start()
+
+    def event(self, action: str, channel: str, **properties: str) -> None:
+        """Record that something happened; properties that are empty are left out."""
+        if self._queue.qsize() > _QUEUE or not self._thread.is_alive():
+            self._file.failed("it is too slow" if self._thread.is_alive() else "its thread has ended")
+            return
+        now = datetime.now(timezone.utc).replace(tzinfo=None)  # jupyter_events writes a Z behind it
+        found = {name: value for name, value in properties.items() if value}
+        self._queue.put(
+            (now, {"action": action, "kernel_id": self._kernel_id, "channel": channel, **found})
+        )
+
+    def request(self, channel: str, message: Mapping[str, Any], **properties: str) -> None:
+        """Record a client's request, before it is handled."""
+        properties["msg_type"] = str(message["msg_type"])[:_CHOSEN]
+        properties["msg_id"] = str(message["msg_id"])[:_CHOSEN]
+        content = message["content"]
+        if message["msg_type"] == "execute_request" and isinstance(content, dict):
+            code, further = content.get("code"), content.get("user_expressions")
+            if isinstance(code, str):
+                properties |= self._of_code("code", code)
+            if further:
+                properties |= self._of_code("user_expressions", json.dumps(further, sort_keys=True))
+        self.event("request", channel, **properties)
+
+    def _of_code(self, name: str, code: str) -> dict[str, str]:
+        found = {f"{name}_sha256": hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()}
+        return found | ({name: code} if self._with_code else {})
+
+    @property
+    def problem(self) -> str:
+        """Why the last event could not be written, and how many are lost; or empty."""
+        return self._file.problem and f"{self._file.problem} ({self._file.lost} events are lost)"
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            now, data = item
+            try:
+                self._events.emit(schema_id=SCHEMA_ID, data=data, timestamp_override=now)
+            except Exception as error:  # noqa: BLE001  the next one may be written
+                self._file.failed(repr(error))
+
+    def close(self) -> None:
+        """Write what waits still, for five seconds at most."""
+        if os.getpid() == self._pid:
+            self._queue.put(None)
+            self._thread.join(5)

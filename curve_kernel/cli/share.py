@@ -1,0 +1,279 @@
+"""``share``: list a client, and print the connection file to hand over."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import secrets
+import shlex
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import psutil
+from jupyter_client.connect import port_names
+
+from .. import connection_file, keys
+from ..access.allowlist import ROLES, check_name
+from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
+from ..errors import CurveKernelError
+from ..keys import KeyPair
+from ..keys.expiry import after, show
+from ..keys.ticket import shared, ticket_pair
+from . import Command
+from .clients import add_end_arguments, end_of, list_client, public_certificate
+from .connect import find
+
+__all__ = ["ShareApp"]
+
+_EVERYWHERE = ("", "*", "0.0.0.0")  # noqa: S104
+_FIELDS = (
+    "kernel_name",
+    "hostname",
+    "transport",
+    "ip",
+    *port_names,
+    "key",
+    "signature_scheme",
+    "curve_publickey",
+)
+_LOCAL = "a person on this machine needs: --ip 127.0.0.1"
+
+
+class ShareApp(Command):
+    """Lists a client, and prints what to hand over."""
+
+    name = "share"
+    summary = """Share a running kernel: list a client by its public certificate, and print the
+        connection file to hand over, which holds no secret key. With --ticket the client's key pair is
+        made here and goes into the file: whoever has the file has the access, until it ends."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the certificate, the name, the role, the end, the kernel and its address."""
+        parser.add_argument(
+            "certificate",
+            metavar="CERTIFICATE",
+            nargs="?",
+            help="the client's identity.key, or - for standard input",
+        )
+        parser.add_argument(
+            "--ticket", action="store_true", help="for somebody who has no key pair; needs an end"
+        )
+        parser.add_argument("--name", help="what to call the client, here and in the log")
+        parser.add_argument(
+            "--role",
+            choices=list(ROLES),
+            default="viewer",
+            help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
+        )
+        add_end_arguments(parser)
+        parser.add_argument(
+            "--existing",
+            metavar="FILE",
+            help="the kernel's connection file, its name or a part of it; by default the latest",
+        )
+        parser.add_argument(
+            "--ip", metavar="ADDRESS", help="the address by which the kernel is reached from there"
+        )
+        parser.add_argument("--force", action="store_true", help="replace a client of that name")
+
+    def run(self, options: argparse.Namespace) -> None:
+        """List the client, and print the file; what to know is on standard error."""
+        keys.require_curve()
+        if sys.stdout is None:
+            raise CurveKernelError("there is no standard output to print the file to", "add > FILE")
+        name, public_key, pair = _client(options)
+        end = end_of(options)
+        if options.ticket and end is None:
+            raise CurveKernelError(
+                "a ticket needs an end, since whoever has the file has the access", "add --for 1h"
+            )
+        path = find(options.existing)
+        info = connection_file.read(path)
+        if ticket_pair(info) is not None or "shared" in info:
+            raise CurveKernelError(
+                f"{path} was shared by the kernel's user, who alone can list clients",
+                "name the kernel's own connection file",
+            )
+        info = {field: info[field] for field in _FIELDS if field in info}
+        hostname = str(info.pop("hostname", socket.gethostname()))
+        info["ip"], note = _address(info, options.ip, path, hostname)
+        _check_kernel(info, path)
+        _check_list(info, path)
+        if pair is not None:
+            _protect_output()
+        list_client(name, options.role, public_key, until=end, force=options.force)
+        info |= shared(name, options.role, end, pair)
+        print(json.dumps(info, indent=1))  # noqa: T201
+        for line in _remarks(name, options.role, end, pair, note):
+            print(f"curve_kernel: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _client(options: argparse.Namespace) -> tuple[str, bytes, KeyPair | None]:
+    """Return the client's name and public key, and the whole pair for a ticket."""
+    if options.ticket and options.certificate:
+        raise CurveKernelError(
+            "a ticket brings a key pair of its own, and a certificate is given too",
+            "leave out one of CERTIFICATE and --ticket",
+        )
+    if options.ticket:
+        pair = KeyPair.generate()
+        return check_name(options.name or f"ticket-{secrets.token_hex(3)}"), pair.public_key, pair
+    if not options.certificate:
+        raise CurveKernelError(
+            "whom to share with is not said",
+            "give their identity.key, which `python -m curve_kernel keygen` makes, or --ticket",
+        )
+    if not options.name:
+        raise CurveKernelError("the client needs a name", "add --name NAME")
+    return check_name(options.name), public_certificate(options.certificate), None
+
+
+def _address(info: Mapping[str, Any], given: str | None, path: str, hostname: str) -> tuple[str, str]:
+    """Return the address by which others reach the kernel, and what to say of it."""
+    listens = str(info.get("ip") or "")
+    if info.get("transport", "tcp") != "tcp":
+        raise CurveKernelError(
+            "the kernel listens on files (ipc), which other users and machines do not reach",
+            "start it with --transport=tcp",
+        )
+    if given is not None:
+        return _checked(given), ""
+    if listens in _EVERYWHERE:
+        if hostname != socket.gethostname():
+            raise CurveKernelError(
+                f"{path} is of another machine, and the kernel listens on all its addresses",
+                f"say by which it is reached: --ip ADDRESS, or run this on {hostname}",
+            )
+        return _own_address()
+    if _is_loopback(listens):
+        raise CurveKernelError(
+            f"the kernel listens on this machine only, at {listens}: for whom is it?",
+            f"{_LOCAL}; for others start the kernel with --ip=ADDRESS or, if they may log in here,"
+            f" let them use: console --ssh {socket.gethostname()}",
+        )
+    return listens, ""
+
+
+def _checked(address: str) -> str:
+    problem = "is no address to connect to" if address in _EVERYWHERE else ""
+    try:
+        socket.getaddrinfo(address, None, socket.AF_INET)
+    except (OSError, UnicodeError):
+        problem = "is no address or name of a machine that is known here"
+    if problem:
+        raise CurveKernelError(f"{address!r} {problem}", "give --ip one like 10.0.0.5")
+    return address
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _own_address() -> tuple[str, str]:
+    """Return the address of this machine that others most likely reach."""
+    own = sorted(
+        address.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family == socket.AF_INET
+        and not _is_loopback(address.address)
+        and psutil.net_if_stats()[name].isup
+    )
+    if not own:
+        raise CurveKernelError(
+            "the kernel listens on all addresses, and this machine has none that others reach", _LOCAL
+        )
+    chosen = own[0]
+    if len(own) > 1:
+        # Nothing is sent: connecting a datagram socket only looks the route up.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # of a network for documentation
+                chosen = probe.getsockname()[0]
+            except OSError:
+                chosen = ""
+        if chosen not in own:
+            raise CurveKernelError(
+                f"the kernel listens on all addresses of this machine: {', '.join(own)}",
+                "say by which it is reached from there: --ip ADDRESS",
+            )
+    others = [address for address in own if address != chosen]
+    note = f"the kernel's address for others is taken to be {chosen}"
+    return chosen, note + (f"; else give --ip, of {', '.join(others)}" if others else "")
+
+
+def _check_kernel(info: Mapping[str, Any], path: str) -> None:
+    """Make sure that the kernel runs, has that key, and accepts nobody who is not listed."""
+    try:
+        accepted = _is_accepted(info, KeyPair.generate())
+    except NobodyThereError as error:
+        raise CurveKernelError(
+            f"{error.message}, as {path} has it",
+            "see whether the kernel still runs, and whether --ip is an address it listens on",
+        ) from None
+    if accepted:
+        raise CurveKernelError(
+            "the kernel accepts anybody with the connection file, as its client_authorization is any",
+            "start it with --allowlist: then roles and ends mean something",
+        )
+
+
+def _check_list(info: Mapping[str, Any], path: str) -> None:
+    """Make sure that the kernel accepts whom this user lists, by listing a key of a moment."""
+    pair = KeyPair.generate()
+    name, end = f"share-{secrets.token_hex(4)}", after("1min")
+    listed = list_client(name, "viewer", pair.public_key, until=end)
+    try:
+        accepted = _is_accepted(info, pair)
+    finally:
+        listed.unlink(missing_ok=True)
+    if not accepted:
+        raise CurveKernelError(
+            f"the kernel of {path} does not use the list of clients in {listed.parent.parent}",
+            "share it as the user who started it, with that user's configuration",
+        )
+
+
+def _is_accepted(info: Mapping[str, Any], pair: KeyPair) -> bool:
+    client = BlockingKernelClient(client_keys=pair)
+    client.load_connection_info(info)
+    try:
+        client.start_channels(shell=False, stdin=False, control=False, hb=False)
+    except KeyNotAuthorizedError:
+        return False
+    finally:
+        client.stop_channels()
+    return True
+
+
+def _protect_output() -> None:
+    """Let nobody else read the file that a ticket is written into; a terminal is none."""
+    if sys.stdout.isatty():
+        raise CurveKernelError(
+            "a ticket holds a secret key, which does not belong on a terminal",
+            "write it into a file: > ticket.json",
+        )
+    status = os.fstat(sys.stdout.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        os.fchmod(sys.stdout.fileno(), 0o600)
+
+
+def _remarks(name: str, role: str, end: Any, pair: KeyPair | None, note: str) -> list[str]:
+    lines = [note] if note else []
+    when = f" {show(end)}" if end is not None else ""
+    if pair is not None:
+        lines.append(f"whoever has this file has the access, as {role} {name},{when}: keep it 0600")
+    else:
+        lines.append(f"{name} is {role} of your kernels now{when}; the file holds no key of theirs")
+    use = "watch FILE" if role == "viewer" else "console FILE, attach FILE or watch FILE"
+    lines.append(f"they use it with: python -m curve_kernel {use}")
+    lines.append(f"to end it: python -m curve_kernel revoke {shlex.quote(name)}")
+    return lines

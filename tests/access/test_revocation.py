@@ -1,0 +1,264 @@
+"""Revoked, demoted or ended means disconnected, now; and nobody else loses a line."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from members import ALLOWLIST, SECONDS, Kernel, Member, listed_kernel
+from support import headless, run_code, wait_for
+from test_authorization import handshake
+
+from curve_kernel.keys import KeyPair
+from curve_kernel.keys.certificates import load_identity, write_certificate
+
+PRINTS = "import time\nfor i in range({0}):\n    print('line', i); time.sleep(0.1)"
+
+
+@pytest.fixture(scope="module", params=["tcp", "ipc"])
+def kernel(request: Any, tmp_path_factory: Any) -> Iterator[Kernel]:
+    with listed_kernel(tmp_path_factory.mktemp("kernel"), request.param) as kernel:
+        yield kernel
+
+
+def is_out_in_time(member: Member, action: Callable[[], object], *channels: str) -> None:
+    started = time.monotonic()
+    action()
+    wait_for("the kernel to disconnect", lambda: member.is_out(*channels), 20)
+    late = {name: at - started for name, at in member.lost.items() if at - started > SECONDS}
+    assert not late, late
+
+
+def test_every_way_of_being_taken_off_the_list(kernel):
+    other = KeyPair.generate()
+    ways = {
+        "removed": lambda path: path.unlink(),
+        "renamed": lambda path: path.rename(path.with_suffix(".off")),
+        "another key": lambda path: write_certificate(path, other.public_key),
+        "in place": lambda path: path.write_text(
+            f'curve\n    public-key = "{other.public_key.decode()}"\n'
+        ),
+        "broken": lambda path: path.write_text("nothing"),
+        "the file is open": lambda path: path.chmod(0o666),
+        "the role's folder is open": lambda path: path.parent.chmod(0o777),
+        "the list is open": lambda path: path.parent.parent.chmod(0o777),
+        "the role's folder is gone": lambda path: shutil.rmtree(path.parent),
+        "ended": lambda path: write_certificate(
+            path,
+            kernel.keys["vera"].public_key,
+            until=datetime.now(timezone.utc) - timedelta(seconds=9),
+        ),
+    }
+    for role in ("viewer", "owner"):
+        for name, way in ways.items():
+            kernel.list("vera", role)
+            path = kernel.path("vera", role)
+            with kernel.member(
+                "vera", *(("shell", "iopub") if role == "owner" else ("iopub",))
+            ) as member:
+                is_out_in_time(member, functools.partial(way, path))
+                assert fates_of(kernel) == "refused", name
+            for folder in (kernel.folder, kernel.folder / "owners", kernel.folder / "viewers"):
+                folder.mkdir(exist_ok=True)
+                folder.chmod(0o700)
+            path.unlink(missing_ok=True)
+            path.with_suffix(".off").unlink(missing_ok=True)
+    assert run_code(kernel.client, "1") == ("ok", "1")
+
+
+def lines_of(member: Member, until: str, timeout: float = 60) -> str:
+    """What a member reads on iopub, until a text has come."""
+    text = ""
+    for message in member.messages("iopub", timeout):
+        if message["msg_type"] == "stream":
+            text += message["content"]["text"]
+            if until in text:
+                return text
+    raise TimeoutError(text)
+
+
+def test_an_owner_who_becomes_a_viewer_keeps_watching(kernel):
+    kernel.list("olga")
+    with kernel.member("olga") as olga, kernel.member("olga", "shell", "iopub") as second:
+        assert olga.reply(olga.execute("x = 1"))["content"]["status"] == "ok"
+        cell = kernel.client.execute(PRINTS.format(15))
+        lines = lines_of(olga, "line 2")
+
+        def demote() -> None:
+            kernel.list("olga", "viewer")
+            kernel.path("olga").unlink()
+
+        is_out_in_time(olga, demote, "shell", "stdin", "control")
+        wait_for("the second one's shell", lambda: second.is_out("shell"))
+        lines += lines_of(olga, "line 14")
+        assert re.findall(r"line (\d+)", lines) == list(map(str, range(15)))
+        assert not olga.is_out("iopub")
+        assert kernel.client.get_shell_msg(timeout=60)["parent_header"]["msg_id"] == cell
+        log = kernel.log.read_text()
+        assert re.search(r"shell: disconnected owner 'olga' from .*: not for viewers", log)
+        # And back: one that stays connected is an owner again.
+        kernel.list("olga")
+        kernel.path("olga", "viewer").unlink()
+        with kernel.member("olga", "shell") as shell:
+            assert shell.reply(shell.execute("x"))["content"]["status"] == "ok"
+        assert not olga.is_out("iopub")
+    kernel.path("olga").unlink()
+
+
+def replace_by_rename(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("new"))
+    (folder.with_name("new") / "viewers" / "vera.key").unlink()
+    folder.rename(folder.with_name("old"))
+    folder.with_name("new").rename(folder)
+
+
+def replace_by_copying(folder: Path) -> None:
+    shutil.move(folder, folder.with_name("old"))
+    time.sleep(0.1)
+    shutil.copytree(folder.with_name("old"), folder, ignore=shutil.ignore_patterns("vera.key"))
+
+
+def replace_by_link(folder: Path) -> None:
+    new = folder.with_name("new")
+    shutil.copytree(folder, new, ignore=shutil.ignore_patterns("vera.key"))
+    folder.rename(folder.with_name("old"))
+    folder.symlink_to(new)
+
+
+def replace_the_folder_above(folder: Path) -> None:
+    above = folder.parent
+    shutil.copytree(above, above.with_name("aside"), ignore=shutil.ignore_patterns("vera.key", "s-*"))
+    above.rename(above.with_name("before"))
+    above.with_name("aside").rename(above)
+
+
+def has_inotify(process: int) -> bool:
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if str(path.readlink()) == "anon_inode:inotify":
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("replace", "inotify"),
+    [
+        (replace_by_rename, True),
+        (replace_by_copying, True),
+        (replace_by_link, True),
+        (replace_the_folder_above, True),
+        (replace_by_rename, False),
+        (replace_the_folder_above, False),
+    ],
+)
+def test_a_list_that_is_replaced_as_a_whole(tmp_path, replace, inotify):
+    """By another process, and also where there is no inotify, as with a network file system."""
+    folder = tmp_path / "above" / "list"
+    for name in ("owners", "viewers"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    prefix = []
+    if not inotify:
+        none = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+        prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", none, "sh"]
+        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("there are no user namespaces")
+    arguments = (ALLOWLIST, f"--CurveKernelApp.authorized_clients={folder}")
+    with headless(*arguments, prefix=prefix) as (process, info):
+        kernel = Kernel(info, None, tmp_path, folder)
+        assert has_inotify(process.pid) is inotify
+        kernel.list("vera", "viewer")
+        kernel.list("olga", "owner")
+        with kernel.member("vera", "iopub") as vera, kernel.member("olga") as olga:
+            olga.execute(PRINTS.format(10))
+            program = "import sys, pathlib; sys.path[:0] = sys.argv[2:]; import test_revocation as t\n"
+            program += f"t.{replace.__name__}(pathlib.Path(sys.argv[1]))"
+            other = subprocess.Popen([sys.executable, "-c", program, str(folder), *sys.path])
+            assert other.wait(60) == 0
+            gone = time.monotonic()
+            wait_for("the kernel to disconnect", lambda: vera.is_out(), 20)
+            assert vera.lost["iopub"] - gone < SECONDS
+            # In the new folder a change is seen as well.
+            if replace is not replace_by_copying:
+                assert not olga.lost
+                lines = lines_of(olga, "line 9")
+                assert re.findall(r"line (\d+)", lines) == list(map(str, range(10)))
+        with kernel.member("olga", "shell") as again:
+            is_out_in_time(again, kernel.path("olga").unlink)
+
+
+def test_an_access_ends_by_itself(kernel):
+    kernel.list("vera", "viewer", until=datetime.now(timezone.utc) + timedelta(hours=1))
+    kernel.list("olga")
+    with kernel.member("vera", "iopub") as vera, kernel.member("olga") as olga:
+        moment = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(seconds=2)
+        kernel.list("vera", "viewer", until=moment)
+        end = moment.timestamp()
+        wait_for("the end", lambda: vera.is_out(), 20)
+        ended = time.time() - (time.monotonic() - vera.lost["iopub"])
+        assert -0.2 < ended - end < SECONDS
+        assert not olga.is_out("iopub")
+        assert not olga.lost
+    wait_for(
+        "the log",
+        lambda: re.search(r"iopub: disconnected .*: access has ended", kernel.log.read_text()),
+    )
+    kernel.path("vera", "viewer").unlink()
+
+
+def test_what_a_revoked_owner_has_sent_already_is_not_run(kernel):
+    kernel.list("olga")
+    kernel.list("vera")
+    with kernel.member("vera") as vera, kernel.member("olga") as olga:
+        assert vera.reply(vera.execute("ran = []"))["content"]["status"] == "ok"
+        busy = olga.execute("import time\ntime.sleep(1)")
+        wait_for("the cell", lambda: "sleep" in str(list(vera.messages("iopub"))))
+        for number in range(50):
+            vera.execute(f"ran.append({number})")
+            vera.request("shell", "comm_info_request")
+        kernel.path("vera").unlink()
+        wait_for("the kernel to disconnect", vera.is_out, 20)
+        kernel.list("nobody")  # one more change, while the requests wait
+        assert olga.reply(busy)["content"]["status"] == "ok"
+        reply = olga.reply(olga.execute("", user_expressions={"ran": "ran"}))
+        assert reply["content"]["user_expressions"]["ran"]["data"]["text/plain"] == "[]"
+        statuses = [
+            message["content"]["execution_state"]
+            for message in olga.messages("iopub", 1)
+            if message["msg_type"] == "status"
+        ]
+        assert statuses.count("busy") == statuses.count("idle")
+    kernel.path("nobody").unlink()
+    kernel.path("olga").unlink()
+    assert re.search(r"shell: dropped what .* had sent: not listed any more", kernel.log.read_text())
+
+
+def test_a_new_key_of_ones_own():
+    """`keygen --force` disconnects who has the old one."""
+    folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
+    run = [sys.executable, "-m", "curve_kernel", "keygen"]
+    subprocess.run(run, check=True, capture_output=True, timeout=60)
+    with headless(ALLOWLIST) as (_, info):
+        old = load_identity(folder)
+        with Member(info, old) as member:
+            done = subprocess.Popen([*run, "--force"], stdout=subprocess.PIPE)
+            wait_for("the kernel to disconnect", member.is_out, 60)
+            assert done.wait(60) == 0
+        with Member(info, load_identity(folder)):
+            pass
+
+
+def fates_of(kernel: Kernel) -> str:
+    if kernel.info["transport"] == "ipc":
+        return "refused"
+    return handshake(kernel.info, "iopub", kernel.keys["vera"])

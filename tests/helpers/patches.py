@@ -1,0 +1,121 @@
+"""What code in a cell does to the modules that a kernel uses too, and what must go on all the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import zmq
+from jupyter_client import KernelManager
+from support import curve_socket, printed_until, run_code, wait_for
+
+from curve_kernel.client import BlockingKernelClient
+from curve_kernel.keys import KeyPair
+
+PREPARE = """
+import builtins, datetime, fcntl, json, logging, os, resource, select, signal, socket, struct, sys
+import threading, time, warnings
+warnings.filterwarnings('ignore', message='.*fork')
+mine, theirs = socket.socketpair()
+
+def deny(*_, **__):
+    raise RuntimeError('not in this process')
+
+def deny_in(owner, *names):
+    for name in names:
+        setattr(owner, name, deny)
+"""
+PATCHES = {
+    # pytest-socket, PySocks, Mocket
+    "socket class": """
+class Denied(socket.socket):
+    def __new__(cls, *_, **__):
+        raise RuntimeError('no sockets')
+socket.socket = socket.SocketType = Denied
+""",
+    "socket methods": "deny_in(socket.socket, '__init__', 'accept', 'close', 'detach', '__exit__')",
+    "socket functions": "deny_in(socket, 'create_connection', 'fromfd', 'getaddrinfo', 'socketpair')",
+    "socket timeout": "socket.setdefaulttimeout(0.05)",
+    "os files": "deny_in(os, 'close', 'dup', 'dup2', 'fstat', 'open', 'pipe', 'pipe2', 'read')",
+    "os write": "deny_in(os, 'write')",
+    "os folders": "deny_in(os, 'listdir', 'scandir', 'register_at_fork', 'urandom')",
+    "frozen clock": """
+frozen = {}
+for name, value in ('time', 1e9), ('monotonic', 5.0), ('perf_counter', 5.0):
+    frozen[id(getattr(time, name))] = lambda value=value: value
+for module in list(sys.modules.values()):  # as freezegun does it
+    if getattr(module, '__name__', '').startswith(('curve_kernel', 'time')):
+        for name, value in list(vars(module).items()):
+            if id(value) in frozen:
+                setattr(module, name, frozen[id(value)])
+""",
+    "no sleep": "time.sleep = lambda _: None",
+    "sleep": "deny_in(time, 'sleep', 'gmtime', 'localtime')",
+    "datetime": "datetime.datetime = type('FakeDatetime', (datetime.datetime,), {})",
+    "struct": "deny_in(struct, 'pack', 'unpack', 'unpack_from', 'pack_into', 'calcsize', 'Struct')",
+    # gevent takes away what it can't make cooperative
+    "select": "deny_in(select, 'select', 'poll', 'epoll')",
+    "no epoll": "del select.epoll",
+    "logging functions": "deny_in(logging, 'getLogger', 'info', 'warning', 'error'); logging.disable()",
+    "logging methods": """
+deny_in(logging.Logger, 'log', '_log', 'info', 'warning', 'error', 'critical', 'handle')
+""",
+    "threading": "deny_in(threading, 'Thread', 'Timer', 'RLock', 'Semaphore', 'local', 'enumerate')",
+    "json": "deny_in(json, 'load', 'dump', 'JSONDecoder', 'JSONEncoder')",
+    "signal": "deny_in(signal, 'signal', 'pthread_sigmask', 'getsignal')",
+    "fcntl": "deny_in(fcntl, 'fcntl', 'ioctl'); deny_in(resource, 'getrlimit', 'setrlimit')",
+    "builtins": "builtins.input = deny; builtins.open = deny",
+}
+FORK = """
+pid = os.fork()
+if pid == 0:
+    for n in range(20):
+        print(f'child {n}', flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+print('both block:', os.get_blocking(mine.fileno()), os.get_blocking(theirs.fileno()))
+"""
+
+
+def patched_kernel_goes_on(km: KernelManager, client: Any, patches: list[str], owner: KeyPair) -> None:
+    """Patch a kernel, and see that it goes on: a client, a fork, a stranger, its end."""
+    assert run_code(client, PREPARE) == ("ok", "")
+    for name in patches:
+        assert run_code(client, PATCHES[name]) == ("ok", ""), name
+    encrypts = bool(km.curve_publickey)
+    for _ in range(2):
+        other: Any = BlockingKernelClient(client_keys=owner) if encrypts else km.client()
+        other.load_connection_info({**km.get_connection_info(), "curve_secretkey": None})
+        other.start_channels()
+        try:
+            other.wait_for_ready(timeout=30)
+            assert run_code(other, "print('a further client')") == ("ok", "a further client\n")
+        finally:
+            other.stop_channels()
+    seen = printed_until(client, FORK, lambda text: all(f"child {n}\n" in text for n in range(20)))
+    assert "both block: True True" in seen, seen
+    if encrypts:
+        stranger_is_counted(km, client)
+    since = time.monotonic()
+    client.shutdown()
+    assert km.provisioner is not None
+    process = km.provisioner.process  # type: ignore[attr-defined]
+    wait_for("the kernel to end", lambda: process.poll() is not None, 9)
+    assert process.returncode == 0
+    assert time.monotonic() - since < 9
+
+
+def stranger_is_counted(km: KernelManager, client: Any) -> None:
+    with zmq.Context() as context:
+        for server_key in (KeyPair.generate().public_key, km.curve_publickey):
+            stranger = curve_socket(context, zmq.DEALER, server_key)
+            stranger.connect(km._make_url("shell"))
+
+            def counted(says: str) -> bool:
+                status, text = run_code(client, "%curve")
+                assert status == "ok", text
+                return says in text
+
+            says = "unknown key" if server_key == km.curve_publickey else "wrong server key"
+            wait_for(f"a rejection: {says}", lambda says=says: counted(says), 20)
+            stranger.close()

@@ -1,0 +1,269 @@
+"""Homes, folders and file systems that are not as usual, beside stock where stock works."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    MODULE,
+    check_error,
+    client_of,
+    connection_info,
+    headless,
+    run_code,
+    started,
+    wait_for,
+)
+
+from curve_kernel.client import BlockingKernelClient, KeyNotAuthorizedError
+from curve_kernel.keys import KeyPair
+from curve_kernel.keys.source import SECRETKEY_VARIABLE as VARIABLE
+
+# A user that the system does not know. It may read what this one may, and is not root.
+STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+CAN_BE_STRANGER = not subprocess.run([*STRANGER, "true"], stderr=subprocess.DEVNULL).returncode
+needs_stranger = pytest.mark.skipif(not CAN_BE_STRANGER, reason="no user namespaces here")
+LIBRARY = Path(__file__).parents[1] / "helpers" / "modes.c"
+
+
+def command(*arguments: str, prefix: tuple[str, ...] = (), **env: str | None) -> tuple[int, str, str]:
+    environment = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    done = subprocess.run(
+        [*prefix, *MODULE, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def kernel(
+    tmp_path: Path, *arguments: str, keys: KeyPair, **popen: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A kernel that has the secret key from its environment; gives its log and connection info."""
+    file, log = tmp_path / "kernel.json", tmp_path / "log"
+    file.write_text(json.dumps(connection_info(curve_publickey=keys.public_key.decode())))
+    file.chmod(0o600)
+    popen["env"] = {VARIABLE: keys.secret_key.decode(), **popen.pop("env", {})}
+    with log.open("w") as stderr, headless(*arguments, file=file, stderr=stderr, **popen) as (_, info):
+        with client_of(info, keys) as client:
+            assert run_code(client, "print(6 * 7)") == ("ok", "42\n")
+            status, text = run_code(client, "%curve")
+        assert status == "ok"
+        yield log.read_text() + text, info
+
+
+@needs_stranger
+@pytest.mark.parametrize("home", ["none", "/dev/null", "another user's"])
+def test_a_home_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    """Nobody is listed then; stock does not ask for a home either."""
+    keys = KeyPair.generate()
+    for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.delenv(name)
+    if home == "another user's":
+        folder = tmp_path / "theirs"
+        folder.mkdir(mode=0o700)
+        if os.geteuid() != 0:
+            pytest.skip("no file of another user can be made")
+        (folder / ".jupyter" / "curve" / "owners").mkdir(parents=True)
+        os.chown(folder, 12345, 12345)
+        monkeypatch.setenv("HOME", str(folder))
+        says = f"nobody is listed: {folder}/.jupyter/curve is in a folder of another user's"
+    elif home == "none":
+        says = "Nobody is listed: user 54321 has no home folder"
+    else:
+        monkeypatch.setenv("HOME", home)
+        says = "clients listed in ~/.jupyter/curve"
+    with kernel(tmp_path, "--allowlist", keys=keys, prefix=STRANGER) as (said, info):
+        assert says in said
+        assert "Traceback" not in said
+        monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path / "config"))
+        assert command("keygen")[0] == 0
+        other = BlockingKernelClient()
+        other.load_connection_info(info)
+        with pytest.raises(KeyNotAuthorizedError):
+            other.start_channels()
+
+
+@needs_stranger
+def test_commands_without_a_home_say_so() -> None:
+    none = dict.fromkeys(("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"))
+    for words in ("keygen", "revoke x", "status", "--allowlist"):
+        status, out, err = command(*words.split(), prefix=STRANGER, **none)
+        assert (status, out) == (1, "")
+        check_error(err, "user 54321 has no home folder", "set HOME, or JUPYTER_CONFIG_DIR")
+    status, out, err = command("doctor", prefix=STRANGER, **none)
+    assert status == 1
+    assert "this check broke" not in out
+    assert "key files: user 54321 has no home folder" in out
+    assert err == ""
+
+
+def test_no_configuration_folder(tmp_path: Path) -> None:
+    """With JUPYTER_NO_CONFIG each process has one of its own, for as long as it runs."""
+    for words in (["keygen"], ["clients"], ["authorize", "-", "--name", "vera"], ["revoke", "vera"]):
+        status, out, err = command(*words, JUPYTER_NO_CONFIG="1")
+        if words[0] != "authorize":
+            check_error(err, "JUPYTER_NO_CONFIG is set", "unset JUPYTER_NO_CONFIG")
+        assert (status, out) == (1, "")
+    keys = KeyPair.generate()
+    env = {"JUPYTER_NO_CONFIG": "1"}
+    with kernel(tmp_path, "--allowlist", keys=keys, env=env) as (said, _):
+        assert "Nobody is listed: JUPYTER_NO_CONFIG is set" in said
+
+
+def test_another_configuration_folder(tmp_path: Path) -> None:
+    """Who is rejected by a kernel of their own is not told to send themselves a certificate."""
+    status, out, _ = command("keygen")
+    assert status == 0
+    assert os.environ["JUPYTER_CONFIG_DIR"] in out
+    file = tmp_path / "kernel.json"
+    env = {"JUPYTER_CONFIG_DIR": str(tmp_path / "other")}
+    with headless("--allowlist", file=file, env=env):
+        status, _, err = command("console", "--existing", str(file), "--simple-prompt")
+        assert status == 1
+        assert "it is your own kernel" in err
+        assert "JUPYTER_CONFIG_DIR" in err
+        assert "send your certificate" not in err
+
+
+@pytest.fixture
+def share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Jupyter's folders, where files get mode 0755 and modes can't be changed, as on CIFS."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    library, share = tmp_path / "modes.so", tmp_path / "share"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, LIBRARY, "-ldl"], check=True, timeout=60)
+    for name in ("CONFIG", "RUNTIME"):
+        monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(share / name.lower()))
+        (share / name.lower()).mkdir(parents=True)
+    monkeypatch.setenv("MODES_FOLDER", str(share))
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    return share
+
+
+def test_a_file_system_without_chmod(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a mode can't be changed does not matter where it is what it should be."""
+    monkeypatch.setenv("MODES_MASK", "077")
+    assert command("keygen")[0] == 0
+    with headless("--allowlist") as (process, _):
+        assert (share / "runtime" / f"kernel-{process.pid}.json").exists()
+
+
+def test_a_file_system_with_modes_of_its_own(share: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that others could read is not written, unless that is accepted as for all of Jupyter."""
+    for words in (["keygen"], []):
+        status, _, err = command(*words)
+        assert status == 1
+        says = "others could read it: its file system gives it mode 0755"
+        check_error(err, says, "JUPYTER_ALLOW_INSECURE_WRITES=1")
+    assert not [file for file in share.rglob("*") if not file.is_dir()]
+
+    monkeypatch.setenv("JUPYTER_ALLOW_INSECURE_WRITES", "1")
+    status, out, err = command("keygen")
+    assert status == 0
+    assert "Your key pair is made" in out
+    assert "has mode 0755: others can read it" in err
+    assert "Traceback" not in err
+    with started("python3-curve") as (_, client):
+        assert run_code(client, "print(6 * 7)") == ("ok", "42\n")
+    with headless("--allowlist") as (process, _):
+        code = f"""
+from curve_kernel.client import BlockingKernelClient
+client = BlockingKernelClient(connection_file={str(share / "runtime")!r} + "/kernel-{process.pid}.json")
+client.load_connection_file()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+print(client.client_keys.public_key.decode())
+client.stop_channels()
+"""
+        out = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
+        assert out.strip() in (share / "config" / "curve" / "identity.key").read_text()
+
+
+CONTAINER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
+CAN_CONTAIN = not subprocess.run([*CONTAINER, "true"], stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.skipif(not CAN_CONTAIN, reason="no namespaces here")
+def test_two_containers_with_one_runtime_folder(tmp_path: Path) -> None:
+    """Both are process 1, start at once, and have the same host name; each has a file of its own."""
+    runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    containers = [
+        subprocess.Popen([*CONTAINER, *MODULE], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    try:
+
+        def infos() -> list[dict[str, Any]]:
+            found = []
+            for file in runtime.glob("kernel-*.json"):
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(json.loads(file.read_text()))
+            return found if len(found) == 3 else []
+
+        found = wait_for("three files", infos)
+        assert len({info["shell_port"] for info in found}) == 3
+        assert (runtime / "kernel-1.json").exists()
+        assert {stat.S_IMODE(file.stat().st_mode) for file in runtime.iterdir()} == {0o600}
+        # Process 1 ends on SIGTERM, as others do, and takes its own file with it only.
+        pids = {container.pid: child_of(container.pid) for container in containers}
+        os.kill(pids[containers[0].pid], 15)
+        containers[0].wait(30)
+        wait_for("its file to be gone", lambda: len(list(runtime.iterdir())) == 2)
+    finally:
+        for container in containers:
+            container.kill()
+            container.wait(30)
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def test_a_file_of_an_earlier_process_with_this_number(tmp_path: Path) -> None:
+    """It is replaced, as before, if its kernel was of this container; else it is left alone."""
+    code = (
+        "import os, sys\n"
+        "os.rename(sys.argv[1], f'{sys.argv[2]}/kernel-{os.getpid()}.json')\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'curve_kernel'])"
+    )
+    runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
+    with headless() as (_, info):
+        assert info["pid_namespace"]
+    for namespace, replaced in ((info["pid_namespace"], True), ("another", False)):
+        old = tmp_path / "old.json"
+        old.write_text(json.dumps({**info, "pid_namespace": namespace}))
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(old), str(runtime)], stdout=subprocess.DEVNULL
+        )
+        try:
+            name = f"kernel-{process.pid}.json" if replaced else f"kernel-{process.pid}-2.json"
+
+            def is_new(name: str = name) -> bool:
+                with contextlib.suppress(OSError, ValueError):
+                    new = json.loads((runtime / name).read_text())
+                    return bool(new["curve_publickey"] != info["curve_publickey"])
+                return False
+
+            wait_for("the new file", is_new)
+        finally:
+            process.terminate()
+            process.wait(30)
+        assert [file.name for file in runtime.iterdir()] == (
+            [] if replaced else [f"kernel-{process.pid}.json"]
+        )

@@ -1,0 +1,240 @@
+"""Joining a running kernel by a kernelspec: what `attach` makes, and what its provisioner does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client import AsyncKernelManager, KernelManager
+from support import MODULE, check_error, headless, run_code, started, wait_for
+
+from curve_kernel.cli.kernelspecs import check_kernelspecs
+from curve_kernel.errors import CurveKernelError
+from curve_kernel.keys.certificates import load_identity
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MODULE, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
+def attach(file: str | Path, *words: str) -> str:
+    done = command("attach", str(file), *words)
+    assert done.returncode == 0, done.stderr
+    [name] = re.findall(r"kernelspec (\S+) in ", done.stdout)
+    return name
+
+
+@contextlib.contextmanager
+def says(text: str) -> Iterator[None]:
+    """The error has that text, which is folded for the dialogs that show it."""
+    with pytest.raises(CurveKernelError) as caught:
+        yield
+    assert text in " ".join(str(caught.value).split())
+
+
+def specs() -> Path:
+    return Path(os.environ["JUPYTER_DATA_DIR"], "kernels")
+
+
+def runtime() -> Path:
+    return Path(os.environ["JUPYTER_RUNTIME_DIR"])
+
+
+def test_two_managers_share_a_kernel_and_leave_it_alive():
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    file = runtime() / "kernel-8a1f.json"
+    with headless("--allowlist", file=file) as (process, info):
+        name = attach("8a1f")
+        spec = json.loads((specs() / name / "kernel.json").read_text())
+        assert name == "joined-kernel-8a1f"
+        assert spec["display_name"] == "Python 3 joined to kernel-8a1f"
+        assert spec["language"] == "python"
+        assert spec["metadata"]["debugger"] is True
+        assert load_identity().secret_key.decode() not in json.dumps(spec)
+        listed = command("attach", "--list").stdout
+        assert listed == f"joined-kernel-8a1f  runs  {file}\n"
+
+        with started(name) as (first, client), started(name) as (second, other):
+            assert run_code(client, "shared = 6 * 7") == ("ok", "")
+            assert run_code(other, "shared") == ("ok", "42")
+            for km in (first, second):
+                text = Path(km.connection_file).read_text()
+                assert json.loads(text)["curve_publickey"] == info["curve_publickey"]
+                assert load_identity().secret_key.decode() not in text
+
+            # An interrupt goes by message.
+            request = client.execute(
+                "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)"
+            )
+            while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+                pass
+            second.interrupt_kernel()
+            assert client._recv_reply(request, timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+
+            # A restart is refused, and changes nothing.
+            with says("is not restarted, it goes on as it was"):
+                second.restart_kernel()
+            assert run_code(other, "shared") == ("ok", "42")
+
+            # Leaving does not disturb what others run.
+            request = client.execute("print('begun')\ntime.sleep(1.5)\nprint('done')")
+            while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+                pass
+            other.shutdown()
+            other.stop_channels()
+            copy = Path(second.connection_file)
+            began = time.monotonic()
+            second.shutdown_kernel()
+            assert time.monotonic() - began < 1.5
+            assert not second.is_alive()
+            assert not copy.exists()
+            assert client._recv_reply(request, timeout=60)["content"]["status"] == "ok"
+
+            # One that is signed and sent by hand does not get through either.
+            first.request_shutdown()
+            assert run_code(client, "shared") == ("ok", "42")
+        assert process.poll() is None
+        assert file.exists()
+    check_ended(name, file)
+
+
+def check_ended(name: str, file: Path) -> None:
+    """The kernel has ended: whoever looks is told so, and how to clean up."""
+    km = KernelManager(kernel_name=name)
+    with says(f"the kernel of {file} has ended"):
+        km.start_kernel()
+    assert command("attach", "--list").stdout == f"{name}  has ended  {file}\n"
+    [found] = [finding for finding in check_kernelspecs() if str(file) in finding.message]
+    assert found.level == "warning"
+    assert "which has ended" in found.message
+    subprocess.run(found.command, shell=True, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    assert not (specs() / name).exists()
+    assert command("attach", "--list").stdout == "Nothing is attached.\n"
+
+
+def test_asynchronous_manager_busy_kernel_and_a_kernel_of_a_launcher():
+    """The kernel is a launcher's, which has the secret, and busy while it is joined."""
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    with started("python3-curve") as (km, client):
+        request = client.execute("import time; print('begun'); time.sleep(60)")
+        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+            pass
+        name = attach(km.connection_file, "--name", "Joined", "--display-name", "Ours")
+        assert name == "joined"
+
+        async def use() -> None:
+            joined = AsyncKernelManager(kernel_name=name)
+            await joined.start_kernel()
+            await joined.interrupt_kernel()
+            other = joined.client()
+            other.start_channels()
+            await other.wait_for_ready(timeout=60)
+            said: list[Any] = []
+            await other.execute_interactive("print(6 * 7)", timeout=30, output_hook=said.append)
+            assert "42\n" in [message["content"].get("text") for message in said]
+            with says("is not restarted"):
+                await joined.restart_kernel(now=True)
+            other.stop_channels()
+            await joined.shutdown_kernel(now=True)
+
+        asyncio.run(use())
+        assert client._recv_reply(request, timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+        # Its own manager restarts it, and those who have joined stay.
+        with started(name) as (joined, other):
+            km.restart_kernel()
+            client.wait_for_ready(timeout=60)
+            assert joined.is_alive()
+            other.wait_for_ready(timeout=60)
+            assert run_code(other, "'time' in globals()") == ("ok", "False")
+            pid = km.provisioner.pid
+            km.shutdown_kernel()
+            wait_for("the end to be noticed", lambda: not joined.is_alive(), 30)
+        assert not psutil.pid_exists(pid)
+
+
+def test_a_kernel_that_was_started_anew_and_a_viewer(folder):
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    file = runtime() / "mine.json"
+    with headless("--allowlist", file=file):
+        name = attach(file)
+    with headless("--allowlist", file=file):
+        km = KernelManager(kernel_name=name)
+        with says("was started anew, with another key"):
+            km.start_kernel()
+        assert "was started anew, with another key" in command("attach", "--list").stdout
+        assert attach(file) == name
+        with started(name) as (_, client):
+            assert run_code(client, "6 * 7") == ("ok", "42")
+
+        [owner] = (folder / "owners").iterdir()
+        owner.rename(folder / "viewers" / owner.name)
+        done = command("attach", str(file))
+        assert done.returncode == 0
+        assert "lists you as a viewer" in done.stderr
+        km = KernelManager(kernel_name=name)
+        with says("you may watch this kernel, and not use it"):
+            km.start_kernel()
+        (folder / "viewers" / owner.name).unlink()
+        km = KernelManager(kernel_name=name)
+        with says("key not authorized"):
+            km.start_kernel()
+        done = command("attach", str(file))
+        assert done.returncode == 1
+        check_error(done.stderr, "key not authorized", "identity.key")
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ((), "which kernel to join is not said", "attach FILE"),
+        (("nothing.json",), "there is no connection file nothing.json", "status"),
+        (("--list", "kernel.json"), "--list shows what is attached", "leave out"),
+        (("dead.json",), "nobody answers at tcp://127.0.0.1:9", "still runs"),
+        (("dead.json", "--nmae", "x"), "there is no option --nmae", "--name"),
+        (("plain.json",), "speaks plaintext", "encrypts"),
+    ],
+)
+def test_wrong_uses(words, message, hint):
+    from curve_kernel.keys import KeyPair
+
+    info = {f"{channel}_port": 9 for channel in ("shell", "stdin", "control", "iopub", "hb")}
+    info |= {"ip": "127.0.0.1", "transport": "tcp", "key": ""}
+    key = KeyPair.generate().public_key.decode()
+    (runtime() / "dead.json").write_text(json.dumps({**info, "curve_publickey": key}))
+    (runtime() / "plain.json").write_text(json.dumps(info))
+    for file in runtime().iterdir():
+        file.chmod(0o600)
+    if words and words[0] == "dead.json":
+        subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    done = command("attach", *words)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    check_error(done.stderr, message, hint)
+
+
+def test_another_kernelspec_is_not_replaced(tmp_path):
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
+    file = runtime() / "one.json"
+    install = [*MODULE, "install", "--user", "--name", "taken"]
+    subprocess.run(install, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    with headless("--allowlist", file=file):
+        done = command("attach", str(file), "--name", "taken")
+        assert done.returncode == 1
+        check_error(done.stderr, "there is another kernelspec taken", "--name")
+        done = command("attach", str(file), "--name", "no spaces")
+        assert done.returncode == 1
+        assert "curve_kernel: hint: choose another --name" in done.stderr
+    assert sys.executable in (specs() / "taken" / "kernel.json").read_text()
