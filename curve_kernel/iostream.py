@@ -28,6 +28,8 @@ _WELCOMES = 50
 # Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
 # beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
+# Messages of forked children that are published before the kernel's own, at most: it goes on meanwhile.
+_FROM_CHILDREN = 2000
 # Of a forked child: what is too long for the pipe's frame would not come at all.
 _CHILD_PIECE = 8 << 20
 
@@ -73,14 +75,25 @@ class CurveIOPubThread(IOPubThread):
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def _handle_pipe_msg(self, msg: list[bytes]) -> None:
-        """Publish what a forked child sent, after what was scheduled before.
+        """Publish what a forked child sent.
 
         Upstream schedules it too, by a message to this very thread: if a child sends much at once,
         the thread waits for ever for room for one more.
         """
         if self._pipe_flag and self._is_master_process() and msg[0] == self._pipe_uuid:
-            self._handle_event([])
             self._really_send(msg[1:])
+
+    def _handle_event(self, msg: list[bytes]) -> None:
+        """Publish what was scheduled, after what forked children have sent until now.
+
+        A cell that has waited for its children would else be idle before their lines are out, and front
+        ends take none for it after that.
+        """
+        if self._pipe_flag:
+            with suppress(zmq.Again):
+                for _ in range(_FROM_CHILDREN):
+                    self._handle_pipe_msg(self._pipe_in.socket.recv_multipart(zmq.NOBLOCK))
+        super()._handle_event(msg)
 
     def _handle_subscription(self, frames: list[zmq.Frame]) -> None:
         """Tell the gate of a subscriber, and welcome it to all topics, as ipykernel does since 7.2.

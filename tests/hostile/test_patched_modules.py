@@ -1,4 +1,4 @@
-"""Kernels whose user code has patched the modules that the kernel uses too, each beside stock."""
+"""Kernels whose user code has patched the modules that the kernel uses too."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from curve_kernel.keys import KeyPair
 from curve_kernel.keys.certificates import write_certificate
 
 
-@pytest.mark.parametrize("kernel", ["python3-curve", "python3"])
 @pytest.mark.parametrize("patch", PATCHES)
-def test_patched(patch: str, kernel: str, folder: Path) -> None:
-    """Whatever is patched, what stock does goes on, and strangers are counted."""
+def test_patched(patch: str, folder: Path) -> None:
+    """A further client, a fork that prints, the kernel's end go on, and strangers are counted."""
     owner = KeyPair.generate()
     write_certificate(folder / "owners" / "olga.key", owner.public_key)
-    stock = {"transport_encryption": "disabled"} if kernel == "python3" else {}
-    with started(kernel, **stock) as (km, client):
+    with started("python3-curve") as (km, client):
         patched_kernel_goes_on(km, client, [patch], owner)

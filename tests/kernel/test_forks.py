@@ -79,6 +79,19 @@ def test_a_child_keeps_its_connection(kernel: tuple[Any, Any, Path]) -> None:
     assert "1 connection" in text
 
 
+def test_a_cell_is_idle_after_the_lines_of_its_children(kernel: tuple[Any, Any, Path]) -> None:
+    """They are published faster than in stock, and none is left when the cell is over."""
+    code = """
+def lines():
+    for n in range(3000):
+        print(f'line {n} of 3000', flush=True)
+wait(forked(lines))
+"""
+    status, text = run_code(kernel[1], code)
+    assert status == "ok"
+    assert re.findall(r"line (\d+) of", text) == [str(n) for n in range(3000)]
+
+
 FAMILY = """
 def thread(number):
     for n in range(25):

@@ -88,6 +88,7 @@ MEANT: dict[str, set[str]] = {
     },
     "CurveHeartbeat": {"_bind_socket", "_curve_publickey", "_curve_secretkey", "run"},
     "CurveIOPubThread": {
+        "_handle_event",
         "_handle_pipe_msg",
         "_handle_subscription",
         "_pipe_flag",
