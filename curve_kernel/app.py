@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 import sys
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from traitlets import (
 
 from . import __version__, connection_file, keys, sockets
 from .access.allowlist import AuthorizedClients, owner_keys
-from .access.gate import Gate
+from .access.gate import Activity, Gate
 from .access.port import Port
 from .access_options import AccessOptions
 from .banner import banner
@@ -370,18 +369,6 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         """Why no new client is accepted, or empty."""
         return self._gate.problem if hasattr(self, "_gate") else ""
 
-    @property
-    def record(self) -> str:
-        """Where the record is kept, or why it is not; empty if none is asked for."""
-        record = self._gate.record if hasattr(self, "_gate") else None
-        if record is None:
-            return ""
-        return f"NOT WRITTEN: {record.problem}" if record.problem else str(record.path)
-
-    def last_requests(self) -> dict[str, tuple[str, float]]:
-        """Return by public key the type of each client's last request, and when it came."""
-        return self._gate.policy.requests.copy() if hasattr(self, "_gate") else {}
-
-    def ends(self) -> dict[str, datetime]:
-        """Return by public key when the access of a client ends."""
-        return self._gate.policy.ends() if hasattr(self, "_gate") else {}
+    def activity(self) -> Activity:
+        """Return what clients did last, when their access ends, and where that is recorded."""
+        return self._gate.activity() if hasattr(self, "_gate") else Activity()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time as _time
 from functools import partial
 
-__all__ = ["monotonic", "sleep", "time"]
+__all__ = ["clock_gettime", "monotonic", "sleep", "time"]
 
+clock_gettime = partial(_time.clock_gettime)
 monotonic = partial(_time.monotonic)
 sleep = partial(_time.sleep)
 time = partial(_time.time)

@@ -34,7 +34,8 @@ __all__ = ["inspect_machine"]
 
 _MODULES = {"curve_kernel", "ipykernel", "ipykernel_launcher"}
 _IPC = re.compile(r"/.*-\d+")
-_LIMIT = 10.0  # seconds for one user's files, or one network
+_FILES_LIMIT = 10.0  # seconds for one user's files
+_NETWORK_LIMIT = 120.0
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET; os has setns from Python 3.12 on
 
 
@@ -113,13 +114,13 @@ def _read_process(process: psutil.Process, words: list[str], uid: int) -> _Proce
     data |= {f"{home}/.local/share/jupyter" for home in homes if home}
     data |= {f"{folder}/jupyter" for folder in {environ.get("XDG_DATA_HOME")} if folder}
     runtime = {f"{folder}/runtime" for folder in data if folder} | {environ.get("JUPYTER_RUNTIME_DIR")}
-    root = _root(process.pid)
+    root, cwd = _root(process.pid), process.cwd() or "/"
     return _Process(
         process.pid,
         uid,
         process.gids().real,
         words,
-        [root + os.path.normpath(Path(process.cwd(), name)) for name in _named(words)],
+        [root + os.path.normpath(Path(cwd, name)) for name in _named(words)],
         {root + os.path.normpath(folder) for folder in runtime if folder and folder[0] == "/"},
         _network(process.pid),
     )
@@ -177,7 +178,7 @@ def _inspect(processes: Sequence[_Process]) -> list[KernelStatus]:
 def _inspect_elsewhere(processes: Sequence[_Process]) -> list[KernelStatus]:
     """Find the kernels among *processes*, which are in a network of their own, as containers have."""
     try:
-        return _apart(_inspect_within, processes)
+        return _apart(_NETWORK_LIMIT, _inspect_within, processes)
     except OSError as error:
         if not psutil.pid_exists(processes[0].pid):
             return []
@@ -194,8 +195,10 @@ def _inspect_within(processes: Sequence[_Process]) -> list[KernelStatus]:
     return _inspect(processes)
 
 
-def _apart(function: Callable[..., list[KernelStatus]], *arguments: Any) -> list[KernelStatus]:
-    """Return what *function* finds in a child process, which gets a while for it.
+def _apart(
+    limit: float, function: Callable[..., list[KernelStatus]], *arguments: Any
+) -> list[KernelStatus]:
+    """Return what *function* finds in a child process, which has *limit* seconds for it.
 
     Raises
     ------
@@ -208,7 +211,7 @@ def _apart(function: Callable[..., list[KernelStatus]], *arguments: Any) -> list
     child.start()
     sender.close()
     try:
-        found = receiver.recv() if receiver.poll(_LIMIT) else OSError(0, f"no answer in {_LIMIT:.0f} s")
+        found = receiver.recv() if receiver.poll(limit) else OSError(0, f"no answer in {limit:.0f} s")
     except EOFError:
         found = OSError(0, "its process ended")
     finally:
@@ -259,7 +262,7 @@ def _files(processes: Sequence[_Process]) -> Iterator[KernelStatus]:
         folders = {folder for process in its for folder in process.runtime}
         # Somebody's files may be slow, on purpose too. Their kernels are found by their ports then.
         with contextlib.suppress(OSError):
-            kernels = _apart(_read_as, uid, gid, sorted(named), sorted(folders))
+            kernels = _apart(_FILES_LIMIT, _read_as, uid, gid, sorted(named), sorted(folders))
             yield from (kernel for kernel in kernels if kernel.file in named)
             later += [kernel for kernel in kernels if kernel.file not in named]
     yield from later
@@ -274,15 +277,19 @@ def _read_as(uid: int, gid: int, files: Sequence[str], folders: Sequence[str]) -
 
 
 def _read(path: str) -> KernelStatus | None:
-    descriptor = None
-    with contextlib.suppress(OSError):
+    try:
         # It is not opened before it is known to be a file: to open a device may do something.
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            kernel = read_kernel(f"/proc/self/fd/{descriptor}")
-            kernel.file = path
-            return kernel
-    return None
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        kernel = read_kernel(f"/proc/self/fd/{descriptor}")
+        kernel.file = path
+        return kernel
+    finally:
+        os.close(descriptor)
 
 
 def _in_folders(folders: Sequence[str]) -> Iterator[str]:

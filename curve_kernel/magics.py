@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from textwrap import fill
 from typing import Any
@@ -18,6 +18,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from . import connection_file
 from .access.allowlist import OWN_CLIENT
 from .access.connection import ConnectionInfo
+from .access.policy import Activity
 from .access.port import Port
 from .keys.expiry import show
 
@@ -43,12 +44,8 @@ class Report:
         As `CurveKernelApp.bound_ports` gives them.
     file : str, optional
         The connection file's path.
-    record : str, optional
-        Where a record is kept, or why not; empty if none is asked for.
-    last_requests : mapping, optional
-        By public key, the type of the client's last request, and when it came.
-    ends : mapping, optional
-        By public key, when the client's access ends.
+    activity : Activity, optional
+        As `CurveKernelApp.activity` gives it.
     """
 
     def __init__(
@@ -57,15 +54,11 @@ class Report:
         authorization: str,
         ports: Sequence[Port],
         file: str = "",
-        record: str = "",
-        last_requests: Mapping[str, tuple[str, float]] = {},
-        ends: Mapping[str, datetime] = {},
+        activity: Activity | None = None,
     ) -> None:
-        self.last_requests = last_requests
-        self.ends = ends
+        self.activity = activity or Activity()
         self.file = file
         self.server_key = server_key
-        self.record = record
         self.authorization = authorization
         self.ports = list(ports)
 
@@ -106,7 +99,7 @@ class Report:
             tables.append([["rejected because", "channel", "times"], *rows])
         return tables
 
-    def activity(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for each client: connections, last request, and when the access ends."""
         clients: dict[tuple[str, str], list[ConnectionInfo]] = {}
         for connection in self.connections:
@@ -114,13 +107,14 @@ class Report:
         lines = []
         for (client, _), group in clients.items():
             keys = {connection.public_key for connection in group}
-            requests = [self.last_requests[key] for key in keys if key in self.last_requests]
+            last, ends = self.activity.last_requests, self.activity.ends
+            requests = [last[key] for key in keys if key in last]
             parts = ["1 connection" if len(group) == 1 else f"{len(group)} connections"]
             if requests:
                 kind, at = max(requests, key=lambda request: request[1])
                 shown = "".join(letter for letter in kind if letter.isprintable())[:32]
                 parts.append(f"last {shown} at {_moment(datetime.fromtimestamp(at).astimezone())}")
-            parts += [show(self.ends[key]) for key in keys if key in self.ends]
+            parts += [show(ends[key]) for key in keys if key in ends]
             short = client if len(client) <= _CLIENT else f"{client[: _CLIENT - 1]}…"
             lines.append(f"{short}: {', '.join(parts)}")
         return lines
@@ -128,8 +122,9 @@ class Report:
     def __repr__(self) -> str:
         lines = [self.title, f"Server key: {self.server_key}", f"May connect: {self.authorization}"]
         lines += [f"Connection file: {self.file}"] if self.file else []
-        lines += [f"Record: {self.record}"] if self.record else []
-        lines += [fill(line, _COLUMNS, subsequent_indent="  ") for line in self.activity()]
+        record = self.activity.record
+        lines += [f"Record: {record}"] if record else []
+        lines += [fill(line, _COLUMNS, subsequent_indent="  ") for line in self.lines()]
         try:
             drawn = [*map(_as_text, self.tables())]
         except Exception:  # noqa: BLE001  code in a cell may have broken what rich needs
@@ -142,12 +137,13 @@ class Report:
 
     def _repr_html_(self) -> str:
         file = f"<br>Connection file: <code>{html.escape(self.file)}</code>" if self.file else ""
-        activity = "".join(f"<br>{html.escape(line)}" for line in self.activity())
-        record = f"<br>Record: {html.escape(self.record)}" if self.record else ""
+        clients = "".join(f"<br>{html.escape(line)}" for line in self.lines())
+        record = self.activity.record
+        record = f"<br>Record: {html.escape(record)}" if record else ""
         parts = [
             f"<p><b>{html.escape(self.title)}</b><br>"
             f"Server key: <code>{html.escape(self.server_key)}</code><br>"
-            f"May connect: {html.escape(self.authorization)}{file}{record}{activity}</p>"
+            f"May connect: {html.escape(self.authorization)}{file}{record}{clients}</p>"
         ]
         for heading, *rows in self.tables():
             parts.append(f"<table><thead>{_html_row('th', heading)}</thead><tbody>")
@@ -231,7 +227,7 @@ class CurveMagics(Magics):
             authorization = f"no new client: {app.access_problem}; restart the kernel"
         path = _from_home(app.abs_connection_file)
         ports, key = app.bound_ports(), app.server_key.decode()
-        return Report(key, authorization, ports, path, app.record, app.last_requests(), app.ends())
+        return Report(key, authorization, ports, path, app.activity())
 
     @line_magic
     def connect_info(self, _line: str) -> None:

@@ -23,6 +23,9 @@ __all__ = ["client_defaults", "make_client", "make_server"]
 _RECEIVE_BUFFER = 1
 # Connections that the operating system may hold; it has a limit of its own, 4096 on Linux.
 _BACKLOG = 4096
+# Seconds of silence after which the operating system asks a peer, between two questions, and how
+# many: a client whose machine is gone has its routing id for two minutes.
+_KEEPALIVE = 60, 15, 4
 
 
 def make_server(
@@ -64,6 +67,9 @@ def make_server(
     # (stream_engine_base.cpp, Assertion failed: !_io_error). With no limit no peer meets it; sizes and
     # budgets bound memory.
     socket.rcvhwm = 0
+    if socket.type == zmq.ROUTER:
+        socket.tcp_keepalive = 1
+        socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = _KEEPALIVE
     if socket.type == zmq.XPUB:
         socket.xpub_verbose = True  # tell of each subscriber, not of each topic only
     if zap_domain:

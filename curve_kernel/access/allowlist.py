@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from os import scandir
 from pathlib import Path
-from time import CLOCK_BOOTTIME, clock_gettime, time
+from time import CLOCK_BOOTTIME
 from typing import NamedTuple
 
 from .. import files, trust
+from ..clock import clock_gettime, time
 from ..errors import CurveKernelError, printable
 from ..folders import is_out_of_reach
 from ..keys import as_hex, parse_public

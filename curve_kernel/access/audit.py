@@ -38,6 +38,7 @@ class Reason(str, Enum):
     CONNECTIONS = "too many connections"
     BYTES = "too many bytes from a client that has little to say"
     SLOW = "slow reader"
+    ROUTING_ID = "its routing id was in use until now"
 
     def __str__(self) -> str:
         return str(self.value)

@@ -111,6 +111,7 @@ class Connection:
         # While the client is not known: the authorizations that may be this connection's, by number.
         self.candidates: dict[int, Peer] = {}
         self.has_spoken = False
+        self.may_be_ignored = False  # by libzmq, if its routing id was in use
         self.is_ready = False
         self.is_disconnected = False
         # On ipc, where no bytes are counted: how often it was seen to have sent something.

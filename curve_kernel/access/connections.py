@@ -58,6 +58,8 @@ class Connections:
         # By channel, the authorizations that may be of a connection whose handshake goes on, by number.
         self._authorized: dict[str, dict[int, Peer]] = collections.defaultdict(dict)
         self._kept: dict[str, int] = collections.defaultdict(lambda: _KEPT)
+        # The last authorizations whose connection takes over no routing id.
+        self._not_handed_over: collections.deque[int] = collections.deque(maxlen=1024)
         # By channel, the numbers of clients that ZAP has rejected.
         self._rejected: dict[str, list[int]] = collections.defaultdict(list)
 
@@ -115,9 +117,14 @@ class Connections:
     def _left_its_handshake(self, channel: str) -> None:
         self._succeeded[channel] = max(self._succeeded[channel] - 1, 0)
 
-    def authorized(self, channel: str, peer: Peer) -> str:
-        """Take note that ZAP lets *peer* use *channel*; return the user id of its connection."""
+    def authorized(self, channel: str, peer: Peer, *, hands_over: bool = True) -> str:
+        """Take note that ZAP lets *peer* use *channel*; return the user id of its connection.
+
+        Without *hands_over* libzmq ignores that connection if its routing id is in use.
+        """
         self.number += 1
+        if not hands_over:
+            self._not_handed_over.append(self.number)
         authorized = self._authorized[channel]
         authorized[self.number] = peer
         if len(authorized) > self._kept[channel]:
@@ -175,7 +182,25 @@ class Connections:
         if not connection.peer.role:
             authorized = self._authorized[connection.channel].items()
             connection.candidates = {n: peer for n, peer in authorized if n > connection.number}
+            connection.may_be_ignored = not connection.candidates.keys().isdisjoint(
+                self._not_handed_over
+            )
             self._deduce(connection)
+
+    def ignored_until(self, ended: Connection) -> list[Connection]:
+        """Return the connections that libzmq may ignore since *ended* had their routing id.
+
+        It goes on ignoring them, and their client waits: it has to connect once more.
+        """
+        return [
+            connection
+            for connection in self.ready.values()
+            if connection.channel == ended.channel
+            and connection.may_be_ignored
+            and not connection.has_spoken
+            and not connection.is_disconnected
+            and _keys_of(connection) & _keys_of(ended)
+        ]
 
     def may_be(self, connection: Connection) -> list[Peer]:
         """Return the clients of which *connection* may be, as far as they have been accepted."""

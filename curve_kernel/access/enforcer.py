@@ -139,6 +139,9 @@ class Enforcer:
         failed = not connection.is_ready and not connection.is_disconnected
         if failed and not connection.has_got_ready(self._limits.handshake_timeout):
             self._log_failure(connection)
+        if connection.is_ready:
+            for ignored in self._connections.ignored_until(connection):
+                self._disconnect(ignored, Reason.ROUTING_ID)
         connection.release()
 
     def _log_failure(self, connection: Connection) -> None:

@@ -7,17 +7,15 @@ its listening sockets down, which ends them for everybody who holds them.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
+from _socket import SHUT_RDWR, socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from os import O_CLOEXEC, O_RDONLY, close, devnull, dup2, fstat
+from contextlib import closing, contextmanager, suppress
+from os import O_CLOEXEC, O_RDONLY, close, devnull, dup, dup2, fstat, getpid
 from os import open as os_open
 
 __all__ = ["let_go", "shut_down_at_end"]
 
-_PROCESS = os.getpid()
+_PROCESS = getpid()
 
 
 def let_go(held: Iterable[tuple[int, int]]) -> None:
@@ -34,7 +32,7 @@ def let_go(held: Iterable[tuple[int, int]]) -> None:
     close(null)
 
 
-@contextlib.contextmanager
+@contextmanager
 def shut_down_at_end(listening: Iterable[tuple[int, int]]) -> Iterator[None]:
     """Shut down listening sockets, by descriptor and inode, at the end of the block.
 
@@ -42,13 +40,13 @@ def shut_down_at_end(listening: Iterable[tuple[int, int]]) -> Iterator[None]:
     child that C code forked, and that goes on to its end in Python, leaves the kernel's sockets alone.
     """
     kept = []
-    for descriptor, inode in listening if os.getpid() == _PROCESS else ():
-        with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_ino == inode:
-                kept.append(socket.socket(fileno=os.dup(descriptor)))
+    for descriptor, inode in listening if getpid() == _PROCESS else ():
+        with suppress(OSError):
+            if fstat(descriptor).st_ino == inode:
+                kept.append(socket(fileno=dup(descriptor)))
     try:
         yield
     finally:
         for one in kept:
-            with contextlib.suppress(OSError), one:
-                one.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError), closing(one):
+                one.shutdown(SHUT_RDWR)

@@ -18,13 +18,13 @@ from .forks import shut_down_at_end
 from .limits import MESSAGE_SIZES, Limits
 from .monitor import Monitor
 from .open_files import within_open_files
-from .policy import Policy, Speaker
+from .policy import Activity, Policy, Speaker
 from .port import Port
 
 if TYPE_CHECKING:
     from .record import Record
 
-__all__ = ["Gate"]
+__all__ = ["Activity", "Gate"]
 
 
 class Gate:
@@ -72,7 +72,7 @@ class Gate:
         self._ipv6 = ipv6
         self._timeout = limits.handshake_timeout
         self._message_sizes = {**MESSAGE_SIZES, **message_sizes}
-        self.policy = Policy(
+        self._policy = Policy(
             keys.public_key,
             self.own_client_keys.public_key,
             clients,
@@ -80,7 +80,7 @@ class Gate:
             open_heartbeat=open_heartbeat,
         )
         self._audit = AuditLog(log, record)
-        self._monitor = Monitor(self.policy, within_open_files(limits, log), self._audit, log)
+        self._monitor = Monitor(self._policy, within_open_files(limits, log), self._audit, log)
 
     def guard(self, socket: zmq.Socket[Any], channel: str, keys: KeyPair | None = None) -> None:
         """Make *socket* a CURVE server that is limited and watched, before it binds.
@@ -117,23 +117,23 @@ class Gate:
         user_id = self._monitor.heard(channel, frame)
         if user_id is None:
             return None
-        speaker = self.policy.speaker(channel, user_id)
+        speaker = self._policy.speaker(channel, user_id)
         if speaker.reason is not None and channel != "iopub":  # where libzmq unsubscribes who leaves
             self._audit.dropped(channel, speaker.reason, speaker.peer)
         return speaker
 
     def tagged(self, frame: zmq.Frame | bytes) -> Speaker | None:
         """Return the client whose ``tag`` *frame* is, if it is a tag."""
-        return self.policy.tagged(frame)
+        return self._policy.tagged(frame)
 
     def received(self, speaker: Speaker, message: dict[str, Any], *, is_whole: bool) -> None:
         """Write into *message* whose it is; what a client sent that is out by now is not to be run."""
         header = message["header"]
-        header["username"] = self.policy.username(speaker.peer, header.get("username"))
+        header["username"] = self._policy.username(speaker.peer, header.get("username"))
         if not is_whole:
             return
         if speaker.reason is None:
-            self.policy.requested(speaker, message["msg_type"])
+            self._policy.requested(speaker, message["msg_type"])
             self._audit.requested(speaker.channel, speaker.peer, message)
             return
         self._audit.dropped(speaker.channel, speaker.reason, speaker.peer, message)
@@ -151,6 +151,11 @@ class Gate:
     def ports(self) -> list[Port]:
         """Return every guarded socket, as libzmq tells of it, with its connections."""
         return self._monitor.ports()
+
+    def activity(self) -> Activity:
+        """Return what clients did last, when their access ends, and where that is recorded."""
+        record = self.record.status if self.record is not None else ""
+        return Activity(self._policy.requests.copy(), self._policy.ends(), record)
 
     @property
     def problem(self) -> str:

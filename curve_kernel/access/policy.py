@@ -12,16 +12,17 @@ from datetime import datetime
 from errno import EMFILE, ENFILE
 from os import O_CLOEXEC, O_RDONLY, close, devnull, urandom
 from os import open as open_descriptor
-from time import time
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import zmq
 
+from ..clock import time
 from .allowlist import MANAGER, OWN_CLIENT, AuthorizedClients, Client
 from .audit import Reason
 from .connection import Peer
 
-__all__ = ["Policy", "Speaker"]
+__all__ = ["Activity", "Policy", "Speaker"]
 
 VIEWER_CHANNELS = frozenset({"iopub", "hb"})
 # Names that clients gave themselves, and senders of messages, that are kept until the list changes.
@@ -42,6 +43,18 @@ class Speaker(NamedTuple):
     peer: Peer
     reason: Reason | None
     tag: zmq.Frame
+
+
+class Activity(NamedTuple):
+    """What is shown of clients besides their connections.
+
+    By public key the type of the last request and when it came; by public key when the access ends;
+    and where a record is kept, or why it is not, empty if none is asked for.
+    """
+
+    last_requests: Mapping[str, tuple[str, float]] = MappingProxyType({})
+    ends: Mapping[str, datetime] = MappingProxyType({})
+    record: str = ""
 
 
 class _Look:

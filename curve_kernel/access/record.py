@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
+from time import sleep
 from typing import Any
 
 from jupyter_events import EventLogger
@@ -27,8 +28,13 @@ SCHEMA_ID = "https://events.jupyter.org/curve_kernel/access/v1"
 
 # Events that wait to be written, at most: a disk may hang.
 _QUEUE = 100_000
+# Seconds in which further events may come, once all are written.
+_REST = 0.25
 # Characters of what a client chooses.
 _CHOSEN = 128
+
+
+_Event = tuple[datetime, dict[str, str]]
 
 
 class _Schemas(SchemaRegistry):
@@ -56,6 +62,8 @@ class _File(logging.Handler):
         self._is_torn = False
         self.problem = ""
         """Why the last event could not be written, or empty."""
+        self.seen = 0
+        """Events that came here."""
         self.lost = 0
         """Events that could not be written, since the start."""
         self._open()
@@ -79,6 +87,7 @@ class _File(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one event; a problem is logged when it begins and when it is over."""
+        self.seen += 1
         line = f"{self.format(record)}\n".encode()
         try:
             if not (self._is_ours(self._path) and self._is_ours(self._descriptor)):
@@ -109,7 +118,7 @@ class _File(logging.Handler):
 
 
 class Record:
-    """Writes events in a thread of its own.
+    """Writes events: requests at once, and everything else in a thread of its own.
 
     Parameters
     ----------
@@ -143,7 +152,8 @@ class Record:
         self._events = EventLogger(handlers=[self._file], schemas=_Schemas())
         self._events.register_event_schema(Path(__file__).with_name("record.yaml"))
         self._pid = os.getpid()
-        self._queue: SimpleQueue[tuple[datetime, dict[str, str]] | None] = SimpleQueue()
+        self._lock = Lock()
+        self._queue: SimpleQueue[_Event | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="curve_kernel record", daemon=True)
         vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._thread.start()
@@ -153,14 +163,18 @@ class Record:
         if self._queue.qsize() > _QUEUE or not self._thread.is_alive():
             self._file.failed("it is too slow" if self._thread.is_alive() else "its thread has ended")
             return
+        self._queue.put(self._made(action, channel, properties))
+
+    def _made(self, action: str, channel: str, properties: dict[str, str]) -> _Event:
         now = datetime.now(timezone.utc).replace(tzinfo=None)  # jupyter_events writes a Z behind it
         found = {name: value for name, value in properties.items() if value}
-        self._queue.put(
-            (now, {"action": action, "kernel_id": self._kernel_id, "channel": channel, **found})
-        )
+        return now, {"action": action, "kernel_id": self._kernel_id, "channel": channel, **found}
 
     def request(self, channel: str, message: Mapping[str, Any], **properties: str) -> None:
-        """Record a client's request, before it is handled."""
+        """Record a client's request, before it is handled: it may end the process.
+
+        Those of widgets, which may be a thousand in a second, are recorded within a quarter of one.
+        """
         properties["msg_type"] = str(message["msg_type"])[:_CHOSEN]
         properties["msg_id"] = str(message["msg_id"])[:_CHOSEN]
         content = message["content"]
@@ -170,24 +184,38 @@ class Record:
                 properties |= self._of_code("code", code)
             if further:
                 properties |= self._of_code("user_expressions", json.dumps(further, sort_keys=True))
-        self.event("request", channel, **properties)
+        if str(message["msg_type"]).startswith("comm_"):
+            self.event("request", channel, **properties)
+        else:
+            self._write(*self._made("request", channel, properties))
 
     def _of_code(self, name: str, code: str) -> dict[str, str]:
         found = {f"{name}_sha256": hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()}
         return found | ({name: code} if self._with_code else {})
 
     @property
-    def problem(self) -> str:
-        """Why the last event could not be written, and how many are lost; or empty."""
-        return self._file.problem and f"{self._file.problem} ({self._file.lost} events are lost)"
+    def status(self) -> str:
+        """The file, or why the last event could not be written, and how many are lost."""
+        if not self._file.problem:
+            return str(self.path)
+        return f"NOT WRITTEN: {self._file.problem} ({self._file.lost} events are lost)"
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            now, data = item
+    def _write(self, now: datetime, data: dict[str, str]) -> None:
+        with self._lock:
+            before = self._file.seen
             try:
-                self._events.emit(schema_id=SCHEMA_ID, data=data, timestamp_override=now)
+                event = self._events.emit(schema_id=SCHEMA_ID, data=data, timestamp_override=now)
+                if self._file.seen == before:
+                    # Code in a cell may have disabled logging, or all loggers that are there.
+                    self._file.handle(logging.makeLogRecord({"msg": event}))
             except Exception as error:  # noqa: BLE001  the next one may be written
                 self._file.failed(repr(error))
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            self._write(*event)
+            if self._queue.empty():
+                sleep(_REST)  # rather than wake up for each
 
     def close(self) -> None:
         """Write what waits still, for five seconds at most."""

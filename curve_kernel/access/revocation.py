@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import monotonic
 
 from ipykernel.connect import get_connection_file
 
+from ..clock import monotonic
 from ..receipts import tell
 from .allowlist import ROLES
 from .enforcer import Enforcer

@@ -6,12 +6,12 @@ file system, or a mount, it does not tell, so there is a look at intervals too.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from os import O_CLOEXEC, O_NONBLOCK, fspath, getpid, read
+from os import O_CLOEXEC, O_NONBLOCK, close, fspath, getpid, read
 from pathlib import Path
+from typing import Any
 
 __all__ = ["FolderWatch"]
 
@@ -36,7 +36,11 @@ _LOCAL = {
     0xCA451A4E,  # bcachefs
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc: Any = None
+with suppress(ImportError, OSError):  # a Python may have been built without it
+    import ctypes
+
+    _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class FolderWatch:
@@ -74,7 +78,7 @@ class FolderWatch:
         """Stop watching."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0 and getpid() == self._pid:
-            os.close(descriptor)
+            close(descriptor)
 
     def _watch(self) -> None:
         """Watch what is there now, and no more what was there before."""
@@ -107,6 +111,8 @@ class FolderWatch:
 
 def _is_local(folder: Path) -> bool:
     """Whether *folder*, or where it will be, is on a file system of this machine only."""
+    if _libc is None:
+        return False
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     # The first word of struct statfs is the type; the whole has less than 256 bytes.

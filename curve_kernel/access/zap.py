@@ -84,21 +84,24 @@ class ClientAuthenticator(Authenticator):
                 detail = f" such as {peer.name!r}" if peer.role else f", that of {peer.name!r}"
             self._audit.rejected(channel, self._address, reason, peer, detail)
             return False
-        self._set_handover(channel, peer)
-        self._user_id = self._connections.authorized(channel, peer)
+        hands_over = self._set_handover(channel, peer)
+        self._user_id = self._connections.authorized(channel, peer, hands_over=hands_over)
         trusted = peer.role in (MANAGER, "owner")
         self._audit.accepted(channel, self._address, peer, always=trusted)
         return True
 
-    def _set_handover(self, channel: str, peer: Peer) -> None:
+    def _set_handover(self, channel: str, peer: Peer) -> bool:
         """Let the connection that *peer* is about to get take over a routing id, or not.
 
         libzmq reads the option when the socket takes in a connection, which it has not got before
         the answer to this request. Setting it does nothing else, so it may be done in this thread.
         """
         socket = self.sockets.get(channel)
-        if socket is not None and socket.type == zmq.ROUTER:
-            socket.router_handover = self._connections.may_hand_over(channel, peer)
+        if socket is None or socket.type != zmq.ROUTER:
+            return True
+        hands_over = self._connections.may_hand_over(channel, peer)
+        socket.router_handover = hands_over
+        return hands_over
 
     def curve_user_id(self, client_public_key: bytes) -> str:  # noqa: ARG002
         """Return the user id of the client that `callback` has just accepted."""

@@ -151,12 +151,23 @@ def _address(info: Mapping[str, Any], given: str | None, path: str, hostname: st
             )
         return _own_address()
     if _is_loopback(listens):
+        if _is_for_this_machine(listens):
+            return listens, ""
         raise CurveKernelError(
             f"the kernel listens on this machine only, at {listens}: for whom is it?",
             f"{_LOCAL}; for others start the kernel with --ip=ADDRESS or, if they may log in here,"
             f" let them use: console --ssh {socket.gethostname()}",
         )
     return listens, ""
+
+
+def _is_for_this_machine(listens: str) -> bool:
+    """Ask, if there is somebody to ask."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    question = f"The kernel listens on this machine only, at {listens}. Is it for a person here? [y/N] "
+    print(question, end="", file=sys.stderr, flush=True)  # noqa: T201
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _checked(address: str) -> str:

@@ -5,27 +5,31 @@ Until they have, what the kernel publishes is lost for them, and so is a questio
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 import weakref
 from typing import Any
 
 import zmq
 
-from ..client.handshake import Handshake, wait_async
+from ..client.handshake import Handshake
 
 __all__ = ["Reconnecting", "connected"]
 
 # Seconds in which they have to be back; libzmq tries ten times a second.
-_LIMIT = 2.0
+_LIMIT, _INTERVAL = 2.0, 0.02
 
 # What is sent on the others waits in them.
 _CHANNELS = ("iopub", "stdin")
-_sockets: weakref.WeakKeyDictionary[zmq.Socket[Any], str] = weakref.WeakKeyDictionary()
+# With the endpoint and the thread of each.
+_sockets: weakref.WeakKeyDictionary[zmq.Socket[Any], tuple[str, int]] = weakref.WeakKeyDictionary()
 
 
 def connected(channel: str, socket: zmq.Socket[Any], url: str) -> None:
-    """Take note of a socket that was connected to a kernel's channel."""
+    """Take note of a socket that this thread has connected to a kernel's channel."""
     if channel in _CHANNELS:
-        _sockets[socket] = url
+        _sockets[socket] = url, threading.get_ident()
 
 
 class Reconnecting:
@@ -39,17 +43,32 @@ class Reconnecting:
 
     def __init__(self, *urls: str) -> None:
         self._handshakes = [
-            Handshake(url, socket)
-            for socket, url in list(_sockets.items())
+            (socket, thread, Handshake(url, socket))
+            for socket, (url, thread) in list(_sockets.items())
             if url in urls and not socket.closed
         ]
 
     async def wait(self) -> int:
         """Wait until all of them are connected again; return how many are not in time."""
-        await wait_async(self._handshakes, _LIMIT)
-        return sum(not handshake.up for handshake in self._handshakes)
+        deadline = time.monotonic() + _LIMIT
+        while (late := self._read()) and time.monotonic() < deadline:
+            await asyncio.sleep(_INTERVAL)
+        return late
+
+    def _read(self) -> int:
+        late = 0
+        for socket, thread, handshake in self._handshakes:
+            handshake.read()
+            if handshake.up or handshake.outcome is not None or socket.closed:
+                continue
+            late += 1
+            if thread == threading.get_ident():
+                # libzmq subscribes again when the socket is next used, and its owner may not have used
+                # it since. Nothing can arrive meanwhile that an event loop would not be told of.
+                socket.get(zmq.EVENTS)
+        return late
 
     def close(self) -> None:
         """Stop watching them."""
         while self._handshakes:
-            self._handshakes.pop().close()
+            self._handshakes.pop()[2].close()

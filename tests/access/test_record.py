@@ -159,8 +159,18 @@ other = [open({str(tmp_path / "other")!r}, 'w') for _ in range(5)]
             sha = hashlib.sha256(code.encode()).hexdigest()
             assert run_code(client, code)[0] == "ok"
             wait_for("the request", lambda sha=sha: path.exists() and events(path, code_sha256=sha))
+        # As notebooks do that want no noise.
+        run_code(client, "import logging, logging.config; logging.disable(logging.CRITICAL)")
+        run_code(client, "logging.config.dictConfig({'version': 1})")
+        run_code(client, "'still there'")
+        sha = hashlib.sha256(b"'still there'").hexdigest()
+        assert len(events(path, code_sha256=sha)) == 1
         assert f"Record: {path}" in run_code(client, "%curve")[1]
         run_code(client, "[one.close() for one in other]")
+        # What ends the process has been recorded.
+        client.execute("os._exit(0)")
+        sha = hashlib.sha256(b"os._exit(0)").hexdigest()
+        wait_for("the request", lambda: events(path, code_sha256=sha))
     assert (tmp_path / "other").read_text() == ""
 
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pexpect
 import pytest
 from support import MODULE, connection_info, headless
 from test_commands import fails, run
@@ -144,6 +145,15 @@ def test_addresses(certificate):
         status, out, _ = run(*words, "--existing=here", "--ip=localhost")
         assert status == 0
         assert json.loads(out)["ip"] == "localhost"
+        # On a terminal it asks.
+        for answer, says in (("y", '"ip": "127.0.0.1"'), ("", "for whom is it?")):
+            child = pexpect.spawn(
+                MODULE[0], [*MODULE[1:], *words, "--existing=here"], encoding="utf-8", timeout=60
+            )
+            child.expect_exact("Is it for a person here? [y/N] ")
+            child.sendline(answer)
+            child.expect_exact(says)
+            child.expect(pexpect.EOF)
         fails(
             *words, "--existing=here", "--ip=0.0.0.0", says="is no address to connect to", hint="10.0"
         )

@@ -10,13 +10,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import MODULE, headless, run_code, wait_for
 
 pytest.importorskip("playwright")
-from browser import CHROMIUM, Lab, browser_page, jupyter_server
-from playwright.sync_api import expect
+from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
+from playwright.sync_api import Page, expect
 
 from curve_kernel.client import BlockingKernelClient
 from curve_kernel.keys.certificates import load_identity
@@ -83,14 +84,15 @@ class Her:
 
     @contextlib.contextmanager
     def lab(self, log: Path) -> Iterator[str]:
+        for name in ("apputils-extension", "docmanager-extension"):
+            self.folder(f"config/lab/user-settings/@jupyterlab/{name}")
+        notebooks = self.folder("notebooks")
         with contextlib.ExitStack() as stack:
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
-            for name, value in self.env.items():
-                patch.setenv(name, value)
-            for name in ("apputils-extension", "docmanager-extension"):
-                self.folder(f"config/lab/user-settings/@jupyterlab/{name}")
-            notebooks = self.folder("notebooks")
-            yield stack.enter_context(jupyter_server(notebooks, log, prefix=AS_HER))
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in self.env.items():
+                    patch.setenv(name, value)
+                address = stack.enter_context(jupyter_server(notebooks, log, prefix=AS_HER))
+            yield address
 
 
 @pytest.fixture
@@ -114,7 +116,8 @@ def test_two_users_on_one_kernel(tmp_path, her):
     folder.mkdir()
     assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
     assert her.run("keygen").returncode == 0
-    certificate = her.home / "config" / "curve" / "identity.key"
+    certificate = tmp_path / "vera.key"  # she sends it
+    certificate.write_bytes((her.home / "config" / "curve" / "identity.key").read_bytes())
     with contextlib.ExitStack() as stack:
         mine = stack.enter_context(jupyter_server(folder, tmp_path / "mine.log"))
         page = stack.enter_context(browser_page())
@@ -171,11 +174,28 @@ def test_two_users_on_one_kernel(tmp_path, her):
 def refused(lab: Lab) -> None:
     page = lab.page
     lab.menu("Kernel", "Restart Kernel…")
-    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     dialog = page.locator(".jp-Dialog").filter(has_text="is not restarted")
     expect(dialog).to_contain_text("choose the kernel again to go on", timeout=30_000)
     lab.screenshot("joined-restart")
     dialog.get_by_role("button", name="Ok").click()
+
+
+def console_shows_what_others_run(page: Page, info: dict[str, Any]) -> None:
+    """A console in JupyterLab shows all of a kernel's cells, those of other front ends too."""
+    page.locator(".jp-NotebookPanel:visible .jp-CodeCell").last.click(button="right")
+    page.locator(".lm-Menu-item:visible", has_text="New Console for Notebook").click()
+    console = page.locator(".jp-CodeConsole:visible")
+    expect(console).to_be_visible()
+    console.locator(".jp-CodeConsole-content").click(button="right")
+    page.locator(".lm-Menu-item:visible", has_text="Show All Kernel Activity").click()
+    client = BlockingKernelClient(client_keys=load_identity())
+    client.load_connection_info(info)
+    client.start_channels()
+    assert run_code(client, "print('seen', 'there')") == ("ok", "seen there\n")
+    client.stop_channels()
+    expect(console).to_contain_text("seen there", timeout=30_000)
+    page.screenshot(path=SCREENSHOTS / "joined-console.png")
 
 
 def test_a_kernel_by_hand_that_ends(tmp_path):
@@ -198,6 +218,7 @@ def test_a_kernel_by_hand_that_ends(tmp_path):
             assert run_code(client, "x = 41") == ("ok", "")
             client.stop_channels()
             lab.run("print(x + 1)", "42")
+            console_shows_what_others_run(page, info)
         dialog = page.locator(".jp-Dialog").filter(has_text="has ended")
         with contextlib.suppress(AssertionError):
             # JupyterLab believes that every kernel that ends is started again.

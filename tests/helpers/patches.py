@@ -33,7 +33,7 @@ class Denied(socket.socket):
         raise RuntimeError('no sockets')
 socket.socket = socket.SocketType = Denied
 """,
-    "socket methods": "deny_in(socket.socket, '__init__', 'accept', 'close', 'detach', '__exit__')",
+    "socket methods": "deny_in(socket.socket, 'accept', 'connect', 'close', 'detach', '__exit__')",
     "socket functions": "deny_in(socket, 'create_connection', 'fromfd', 'getaddrinfo', 'socketpair')",
     "socket timeout": "socket.setdefaulttimeout(0.05)",
     "os files": "deny_in(os, 'close', 'dup', 'dup2', 'fstat', 'open', 'pipe', 'pipe2', 'read')",
@@ -85,7 +85,9 @@ def patched_kernel_goes_on(km: KernelManager, client: Any, patches: list[str], o
     encrypts = bool(km.curve_publickey)
     for _ in range(2):
         other: Any = BlockingKernelClient(client_keys=owner) if encrypts else km.client()
-        other.load_connection_info({**km.get_connection_info(), "curve_secretkey": None})
+        info = km.get_connection_info()
+        info.pop("curve_secretkey", None)
+        other.load_connection_info(info)
         other.start_channels()
         try:
             other.wait_for_ready(timeout=30)

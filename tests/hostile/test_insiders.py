@@ -395,6 +395,24 @@ def test_a_further_client_of_the_manager_takes_over_its_session_as_in_stock() ->
         olga.stop_channels()
 
 
+def test_a_client_that_comes_back_before_its_old_connection_has_ended(kernel: Victim) -> None:
+    """As after a cut that the kernel has not noticed: it waits, but not longer than that lasts."""
+    info = json.loads(Path(kernel.km.connection_file).read_text())
+    old, new = (BlockingKernelClient(client_keys=kernel.owner) for _ in range(2))
+    new.session = old.session  # whose id is the routing id
+    for client in (old, new):
+        client.load_connection_info(info)
+        client.start_channels()
+        if client is old:
+            client.wait_for_ready(timeout=30)
+    new.kernel_info()
+    assert not new.shell_channel.msg_ready()
+    old.stop_channels()
+    new.wait_for_ready(timeout=30)
+    assert run_code(new, "print(6 * 7)") == ("ok", "42\n")
+    new.stop_channels()
+
+
 def test_strangers_that_send_while_a_cell_holds_the_interpreter_lock(kernel: Victim) -> None:
     """Nothing in Python can disconnect them meanwhile."""
     before, most = kernel.process.memory_info().rss, 0.0

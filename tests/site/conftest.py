@@ -9,20 +9,30 @@ import pytest
 VARIABLE = "JUPYTER_DEFAULT_PROVISIONER_NAME"
 
 
-@pytest.fixture(scope="session")
-def site() -> Path:
-    """The environment that all users of the site have: its folder."""
-    script = Path(__file__).parent / "environment"
-    done = subprocess.run([str(script)], stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+def environment(kind: str) -> Path:
+    script = str(Path(__file__).parent / "environment")
+    done = subprocess.run([script, kind], stdout=subprocess.PIPE, text=True, timeout=600, check=True)
     return Path(done.stdout.strip())
 
 
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The environment with JupyterHub that all users have: its folder."""
+    return environment("hub")
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """The environment with the tools that run notebooks."""
+    return environment("tools")
+
+
 @pytest.fixture
-def environments(site: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
+def environments(tools: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
     """The environment variables of a stock site, and of one that sets the variable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     env.pop(VARIABLE, None)
-    env |= {"PATH": f"{site}/bin:{env['PATH']}", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    env |= {"PATH": f"{tools}/bin:{env['PATH']}", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     found = {}
     for kind, more in (("stock", {}), ("variable", {VARIABLE: "curve-provisioner"})):
         # Of two servers with one database, jupyter-scheduler's stops the other's jobs.

@@ -20,7 +20,7 @@ import pytest
 from browser import Lab, browser_page
 from playwright.sync_api import Page, expect
 from support import wait_for
-from test_tools import BARE, free_port
+from test_tools import free_port
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a hub that runs users is root's")
 
@@ -38,7 +38,6 @@ scopes = ["admin:users", "admin:servers", "access:servers"]
 c.JupyterHub.load_roles = [{{"name": "test", "services": ["test"], "scopes": scopes}}]
 c.Spawner.cmd = [{site!r} + "/bin/jupyterhub-singleuser"]
 c.Spawner.default_url = "/lab"
-c.Spawner.args = [{bare!r}]
 c.Spawner.http_timeout = c.Spawner.start_timeout = 100
 c.LocalProcessSpawner.interrupt_timeout = 1
 # All that a site has to do.
@@ -47,7 +46,7 @@ c.Spawner.environment = {{{variable!r}: "curve-provisioner"}}
 def cull(spawner):
     if os.path.exists("cull"):
         times = {{"cull_idle_timeout": 2, "cull_interval": 1, "cull_connected": True}}
-        spawner.args += [f"--MappingKernelManager.{{name}}={{value}}" for name, value in times.items()]
+        spawner.args = [f"--MappingKernelManager.{{name}}={{value}}" for name, value in times.items()]
 
 c.Spawner.pre_spawn_hook = cull
 """
@@ -149,9 +148,7 @@ def hub(site: Path, users: list[User], tmp_path: Path) -> Iterator[Hub]:
     token = secrets.token_hex(16)
     ports = {"port": free_port(), "hub_port": free_port(), "api_port": free_port()}
     names = {user.name for user in users}
-    config = CONFIG.format(
-        **ports, users=names, token=token, site=str(site), variable=VARIABLE, bare=BARE
-    )
+    config = CONFIG.format(**ports, users=names, token=token, site=str(site), variable=VARIABLE)
     (tmp_path / "config.py").write_text(config)
     path = f"{site}/bin:{site}/node_modules/.bin:{os.environ['PATH']}"
     env = {"PATH": path, "HOME": str(tmp_path), "LANG": "C.UTF-8"}

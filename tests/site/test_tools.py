@@ -43,7 +43,7 @@ TOOLS = {
 }
 EXPECTED = {"stock": "PLAINTEXT", "variable": "encrypted"}
 TOKEN = "t0ken"
-# Extensions that the tools bring, and that make a server start slowly.
+# Extensions that other tools bring, and that make a server start slowly.
 EXTENSIONS = ("jupyter_lsp", "jupyter_mcp_server", "datalayer_reactor", "jupyter_scheduler")
 EXTENSIONS += ("jupyter_server_fileid", "jupyter_server_nbmodel", "jupyter_server_ydoc")
 BARE = f"--ServerApp.jpserver_extensions={dict.fromkeys(EXTENSIONS, False)}"
