@@ -193,7 +193,6 @@ MEANT: dict[str, set[str]] = {
     "UninstallApp": {"name"},
     "WatchApp": {"name"},
     "_File": {"emit"},
-    "_Schemas": {"validate_event"},
     "_CurveClient": {
         "_async_execute_interactive",
         "_async_get_control_msg",
