@@ -213,7 +213,12 @@ def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
         os.chown(file, owner or -1, -1)
         status, _, text = refused("-f", str(file))
         assert status == 1, changes
-        check_error(text, "only the public key", "JUPYTER_CURVE_SECRETKEY")
+        if owner:
+            check_error(text, "belongs to another user: uid 12345", "make a copy")
+        elif mode != 0o600:
+            check_error(text, "can be written by others: its mode is 0620", "chmod go-w")
+        else:
+            check_error(text, "only the public key", "JUPYTER_CURVE_SECRETKEY")
         assert file.read_text() == content
         file.unlink()
     file.write_text(json.dumps(left | {"ip": "192.0.2.1"}))
