@@ -9,12 +9,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
+
+from ..upstream import replaced
 
 
 @contextmanager
@@ -83,8 +87,10 @@ def import_debugpy() -> list[str]:
             except BaseException:
                 del sys.modules["debugpy"]  # as an import does
                 raise
-        # First, since it makes the others importable.
-        api = importlib.import_module("debugpy.server.api")
+        # First, since it makes the others importable. It starts `uname`, and code in a cell may have
+        # patched what it does so with.
+        with replaced(subprocess, Popen=Popen):
+            api = importlib.import_module("debugpy.server.api")
     finally:
         if hook is not _ignore_breakpoint:
             sys.breakpointhook = hook
