@@ -250,7 +250,7 @@ assert not manager.has_kernel
 """
 
 
-def test_a_kernel_that_cannot_encrypt(environments, tmp_path):
+def test_a_kernel_that_cannot_encrypt(environments, tools, site, tmp_path):
     """xeus-python: within a second, with the reason, in JupyterLab's dialog too."""
     env = environments["variable"]
     done = subprocess.run(
