@@ -503,6 +503,7 @@ def test_sockets_are_patched_before_the_debugger_is_switched_on():
         session.breakpoint(CODE, {"line": 2})
         session.ask("configurationDone")
         session.execute(CODE)
-        session.stopped()
+        thread, _ = session.stopped()
+        session.ask("continue", threadId=thread)
         assert "done 4" in session.finish()
         assert len(listening_ports(session.pid)) == 6
