@@ -264,9 +264,7 @@ def test_a_kernel_that_cannot_encrypt(environments, tools, site, tmp_path):
     # Extensions that the tools bring open dialogs of their own.
     env |= {"PATH": f"{site}/bin:{env['PATH']}", "JUPYTER_PATH": f"{tools}/share/jupyter"}
     with (
-        server(
-            notebooks(tmp_path / "n", env), env, BARE, f"--IdentityProvider.token={TOKEN}"
-        ) as address,
+        server(notebooks(tmp_path / "n", env), env, f"--IdentityProvider.token={TOKEN}") as address,
         browser_page() as page,
     ):
         lab = Lab(page, address)
