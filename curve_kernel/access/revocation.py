@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ipykernel.connect import get_connection_file
-
 from ..clock import monotonic
 from ..receipts import tell
 from .allowlist import ROLES
@@ -81,6 +79,8 @@ class Revocation:
 
 
 def _connection_file() -> str:
+    from ipykernel.connect import get_connection_file  # which commands that share this module need not
+
     try:
         return Path(get_connection_file()).name
     except RuntimeError:  # it starts or ends
