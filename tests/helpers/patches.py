@@ -56,6 +56,9 @@ for module in list(sys.modules.values()):  # as freezegun does it
     "no epoll": "del select.epoll",
     "logging functions": "deny_in(logging, 'getLogger', 'info', 'warning', 'error'); logging.disable()",
     "fcntl": "deny_in(fcntl, 'fcntl', 'ioctl'); deny_in(resource, 'getrlimit', 'setrlimit')",
+    "json": "deny_in(json, 'load', 'dump', 'JSONDecoder', 'JSONEncoder')",
+    "signal": "deny_in(signal, 'signal', 'pthread_sigmask', 'getsignal')",
+    "builtins": "builtins.input = deny; builtins.open = deny",
 }
 FORK = """
 pid = os.fork()
