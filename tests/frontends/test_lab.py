@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import pty
 import re
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ from support import CHANNELS, MODULE, curve_socket, listening_ports
 
 pytest.importorskip("playwright")
 from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import expect
 
 from curve_kernel import connection_file
 from curve_kernel.keys import KeyPair
@@ -230,58 +228,6 @@ def drain(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         while os.read(descriptor, 1 << 16):
             pass
-
-
-def test_a_kernel_that_ignores_its_keys(tmp_path):
-    """The reason is on the page, and nothing waits for ever."""
-    spec = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "ignores"
-    spec.mkdir(parents=True)
-    metadata = {"kernel_provisioner": {"provisioner_name": "curve-provisioner", "config": {}}}
-    content = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Ignores its keys",
-        "language": "python",
-        "metadata": metadata,
-    }
-    (spec / "kernel.json").write_text(json.dumps(content))
-    notebooks, log = tmp_path / "notebooks", tmp_path / "server.log"
-    notebooks.mkdir()
-    with jupyter_server(notebooks, log) as address, browser_page() as page:
-        lab = Lab(page, address)
-        lab.tile("Ignores its keys").click()
-        dialog = page.locator(".jp-Dialog")
-        check_whole_text(dialog, "ignores its CURVE keys", "use key_distribution=file if it can")
-        lab.screenshot("ignores-its-keys")
-    assert "ignores its CURVE keys, so it was ended" in log.read_text()
-
-
-def test_a_list_that_cannot_be_trusted(tmp_path, folder):
-    """The kernel's reason is on the page, in place of five restarts and then no kernel."""
-    (folder / "viewers").chmod(0o720)
-    notebooks, log = tmp_path / "notebooks", tmp_path / "server.log"
-    notebooks.mkdir()
-    with jupyter_server(notebooks, log) as address, browser_page() as page:
-        lab = Lab(page, address)
-        lab.tile("Python 3 (CurveZMQ)").click()
-        dialog = page.locator(".jp-Dialog")
-        check_whole_text(dialog, "can be written by others", f"chmod go-w {folder / 'viewers'}")
-        lab.screenshot("list-not-trusted")
-        assert kernel_pids() == []
-        # What the dialog says helps.
-        (folder / "viewers").chmod(0o700)
-        dialog.get_by_role("button", name="Ok").click()
-        lab = Lab(page, address)
-        lab.open_notebook("Python 3 (CurveZMQ)")
-        lab.run("print('it', 'runs')", "it runs")
-    assert "restarting kernel" not in log.read_text()
-
-
-def check_whole_text(dialog: Locator, says: str, hint: str) -> None:
-    """The dialog shows an error's both lines, and none of them is cut off."""
-    text = dialog.locator("pre")
-    expect(text).to_contain_text(says, timeout=15_000)
-    expect(text).to_contain_text(hint)
-    assert text.evaluate("element => element.scrollWidth <= element.clientWidth")
 
 
 def debug(lab: Lab) -> None:
