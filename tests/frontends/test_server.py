@@ -431,6 +431,8 @@ def files_at_home() -> dict[str, bytes]:
     return files
 
 
+# On a busy machine a websocket may miss what a kernel says right after its restart, as in stock.
+@pytest.mark.flaky(reruns=1)
 def test_jupyter_server(tmp_path):
     pytest.importorskip("jupyter_server")
     pytest.importorskip("playwright", reason="the module that starts the server imports playwright")
