@@ -18,7 +18,7 @@ from ..client.handshake import Handshake
 __all__ = ["Reconnecting", "connected"]
 
 # Seconds in which they have to be back; libzmq tries ten times a second.
-_LIMIT, _INTERVAL = 2.0, 0.02
+_LIMIT, _INTERVAL = 5.0, 0.02
 
 # What is sent on the others waits in them.
 _CHANNELS = ("iopub", "stdin")
