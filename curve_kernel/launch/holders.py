@@ -32,8 +32,15 @@ class _Holder:
             super().write_connection_file(**kwargs)  # type: ignore[misc]
         finally:
             self.curve_secretkey = secret_key
-        if held is not None and held == secret_key.decode():
-            connection_file.update(self.connection_file, {"curve_secretkey": held})
+        if secret_key is None:
+            return
+        # jupyter_client 8.9 writes the public key beside a secret one only.
+        own = {"curve_publickey": self.curve_publickey.decode()}
+        if held == secret_key.decode():
+            own["curve_secretkey"] = held
+        with contextlib.suppress(CurveKernelError):  # it has written none
+            if not own.items() <= connection_file.read(self.connection_file).items():
+                connection_file.update(self.connection_file, own)
 
     def _create_connected_socket(self: Any, channel: str, identity: bytes | None = None) -> Any:
         socket = super()._create_connected_socket(channel, identity=identity)  # type: ignore[misc]
