@@ -50,7 +50,10 @@ def test_a_session(cluster, monkeypatch, tmp_path):
         assert value(client, "__import__('os').getcwd()") == str(tmp_path)
         assert km.ip == cluster.host.address
 
-        request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
+        request = client.execute(
+            "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)",
+            stop_on_error=False,  # or what comes right after is aborted
+        )
         while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
             pass
         km.interrupt_kernel()

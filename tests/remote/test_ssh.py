@@ -112,7 +112,10 @@ def test_a_session(far, monkeypatch):
         assert (seen["verdict"], seen["secret_key_in_file"]) == ("encrypted", False)
 
         # Interrupt goes by message.
-        request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
+        request = client.execute(
+            "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)",
+            stop_on_error=False,  # or what comes right after is aborted
+        )
         while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
             pass
         km.interrupt_kernel()
