@@ -99,5 +99,5 @@ def test_qtconsole_existing_shows_no_prompt():
     with started("python3-curve") as (km, client):
         done = qtconsole(options=["--existing", km.connection_file], patience=PATIENCE)
         assert done.returncode == 1
-        assert "no 'In [1]:' in the window" in done.stderr
+        assert "no 'In [' in the window" in done.stderr
         assert run_code(client, "print('undisturbed')") == ("ok", "undisturbed\n")
