@@ -100,8 +100,8 @@ class CurveProvisioner(LocalProvisioner):
         if unknown := sorted(set(kwargs) - set(self.trait_names())):
             raise StartError(
                 f"the curve-provisioner has no option {', '.join(unknown)}",
-                "in its kernelspec's config there can be key_distribution, message_signing and"
-                " plaintext_kernels",
+                "in its kernelspec's config there can be plaintext_kernels, key_distribution and"
+                " message_signing",
             )
         super().__init__(**kwargs)
         # Who asks for it by name gets the variable, whatever the kernel is started by.

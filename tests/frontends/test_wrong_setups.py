@@ -161,7 +161,7 @@ def change_argv(old: str, *new: str) -> Callable[[dict[str, Any]], None]:
 NONSENSE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown key_distribution": (
         lambda spec: provisioner(spec).update(config={"key_distribution": "paper"}),
-        "'key_distribution' trait of a CurveProvisioner .* any of \\['env', 'file'\\]",
+        "'key_distribution' trait of a CurveProvisioner .* any of \\['env', 'file', 'auto'\\]",
     ),
     "key_distribution of the wrong kind": (
         lambda spec: provisioner(spec).update(config={"key_distribution": 7}),
