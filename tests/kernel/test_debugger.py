@@ -276,7 +276,8 @@ def test_forked_children_run_on_while_the_debugger_is_on():
         session.ask("configurationDone")
         status, text = run_code(session.client, code, timeout=30)
         assert status == "ok"
-        assert "child 49" in text
+        # What the parent prints may come between two parts of what the child does.
+        assert "child 49" in text.replace("exit 0\n", "")
         assert "exit 0" in text
         output = "import subprocess, sys; print(subprocess.run([sys.executable, '-c', 'print(5)'],"
         status, text = run_code(session.client, f"{output} capture_output=True, text=True))")
