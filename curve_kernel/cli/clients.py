@@ -34,6 +34,7 @@ __all__ = [
     "KeygenApp",
     "RevokeApp",
     "add_end_arguments",
+    "add_role_argument",
     "end_of",
     "list_client",
     "make_identity",
@@ -181,6 +182,16 @@ def _take_off_old(public_key: bytes) -> Iterator[str]:
     yield f"Your old key is off your list, and your kernels reject it from now on: {key}"
 
 
+def add_role_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --role."""
+    parser.add_argument(
+        "--role",
+        choices=list(ROLES),
+        default="viewer",
+        help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
+    )
+
+
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --for and --until."""
     end = parser.add_mutually_exclusive_group()
@@ -222,12 +233,7 @@ class AuthorizeApp(Command):
         parser.add_argument(
             "--name", required=True, help="what to call the client, here and in the log"
         )
-        parser.add_argument(
-            "--role",
-            choices=list(ROLES),
-            default="viewer",
-            help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
-        )
+        add_role_argument(parser)
         add_end_arguments(parser)
         parser.add_argument("--force", action="store_true", help="replace a client of that name")
 

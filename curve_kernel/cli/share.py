@@ -18,14 +18,14 @@ import psutil
 from jupyter_client.connect import port_names
 
 from .. import connection_file, keys
-from ..access.allowlist import ROLES, check_name
+from ..access.allowlist import check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.expiry import after, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
-from .clients import add_end_arguments, end_of, list_client, public_certificate
+from .clients import add_end_arguments, add_role_argument, end_of, list_client, public_certificate
 from .connect import find
 
 __all__ = ["ShareApp"]
@@ -64,12 +64,7 @@ class ShareApp(Command):
             "--ticket", action="store_true", help="for somebody who has no key pair; needs an end"
         )
         parser.add_argument("--name", help="what to call the client, here and in the log")
-        parser.add_argument(
-            "--role",
-            choices=list(ROLES),
-            default="viewer",
-            help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
-        )
+        add_role_argument(parser)
         add_end_arguments(parser)
         parser.add_argument(
             "--existing",
