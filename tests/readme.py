@@ -138,7 +138,7 @@ def type_lines(account: Account, words: dict[str, str]) -> None:
     shell.setwinsize(50, 200)
     shell.expect_exact(PROMPT)
     for line in commands():
-        by_hand = line.startswith("curve-kernel -f")
+        by_hand = line.startswith("curve-kernel -")
         for word, value in words.items():
             line = re.sub(
                 rf"\b{word}\b", "./by-hand.json" if by_hand and word == "FILE" else value, line
