@@ -83,6 +83,8 @@ PRIVATE_NAMES: Mapping[str, Mapping[str, str]] = {
         "jupyter_client.channels:HBChannel._create_socket": "",
         "jupyter_client.channels:HBChannel._exit": "",
         "jupyter_client.channels:HBChannel._running": "",
+        "jupyter_client.client:KernelClient._context_default": "",
+        "jupyter_client.client:KernelClient._created_context": "",
         "jupyter_client.client:KernelClient._hb_channel": "",
         "jupyter_client.client:KernelClient._create_connected_socket": "",
         "jupyter_client.client:KernelClient._async_get_shell_msg": "",

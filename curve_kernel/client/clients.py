@@ -21,7 +21,7 @@ from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import load_identity
 from ..keys.ticket import ticket_pair
-from ..wire import read_mechanism
+from .context import AsyncContext, Context
 from .handshake import (
     ChannelNotForViewersError,
     ConnectionRefusedByKernelError,
@@ -31,6 +31,7 @@ from .handshake import (
     NoCurveServerError,
     WrongServerKeyError,
     explain,
+    mechanism_at,
     wait,
     wait_async,
 )
@@ -61,9 +62,15 @@ class _CurveClient(KernelClient):
     _new_handshakes: list[Handshake] | None = None
     _refusal: ConnectionRefusedByKernelError | None = None
 
+    _context_class: type[Context] = Context
+
     def __init__(self, **kwargs: Any) -> None:
         self._lock = threading.RLock()  # channels may be read in several threads
         super().__init__(**kwargs)
+
+    def _context_default(self) -> Any:
+        self._created_context = True
+        return self._context_class()
 
     def load_connection_file(self, connection_file: str | None = None) -> None:
         """Load a connection file, which nobody but this user and root may be able to write.
@@ -223,7 +230,7 @@ class _CurveClient(KernelClient):
 
     def _suspect(self, handshake: Handshake) -> None:
         """Tell another kernel from none: an ssh tunnel to a kernel that restarts disconnects, too."""
-        mechanism = _mechanism(self._make_url(handshake.channel))
+        mechanism = mechanism_at(self._make_url(handshake.channel), _INTERVAL)
         if mechanism not in ("CURVE", None):
             handshake.fail(NoCurveServerError)
         elif mechanism and handshake.suspected:
@@ -235,7 +242,7 @@ class _CurveClient(KernelClient):
         if failed is None or failed.outcome is None:
             return None
         outcome, url = failed.outcome, self._make_url(failed.channel)
-        if outcome is WrongServerKeyError and (mechanism := _mechanism(url)) != "CURVE":
+        if outcome is WrongServerKeyError and (mechanism := mechanism_at(url, _INTERVAL)) != "CURVE":
             # Which side of a mismatch disconnects first is a matter of chance.
             outcome = NobodyThereError if mechanism is None else NoCurveServerError
         if outcome is KeyNotAuthorizedError and self._sees_outputs():
@@ -312,16 +319,6 @@ class _CurveClient(KernelClient):
             running.cancel()
 
 
-def _mechanism(url: str) -> str | None:
-    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if none answers."""
-    try:
-        return read_mechanism(url, timeout=_INTERVAL)
-    except OSError:
-        return None
-    except ValueError:
-        return ""
-
-
 class BlockingKernelClient(_CurveClient, blocking.BlockingKernelClient):
     """``jupyter_client.BlockingKernelClient`` with a key pair of its own."""
 
@@ -354,6 +351,7 @@ class AsyncKernelClient(_CurveClient, asynchronous.AsyncKernelClient):
     get_control_msg = _CurveClient._async_get_control_msg
     is_alive = _CurveClient._async_is_alive
     execute_interactive = _CurveClient._async_execute_interactive
+    _context_class = AsyncContext
 
     def start_channels(self, *args: Any, **kwargs: Any) -> None:
         """Start the channels; `wait_for_ready` tells whether they are connected.

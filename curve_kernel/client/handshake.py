@@ -14,6 +14,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from ..errors import CurveKernelError
 from ..keys import KeyPair
+from ..wire import read_mechanism
 
 __all__ = [
     "ChannelNotForViewersError",
@@ -24,6 +25,7 @@ __all__ = [
     "NobodyThereError",
     "WrongServerKeyError",
     "explain",
+    "mechanism_at",
     "wait",
     "wait_async",
 ]
@@ -168,6 +170,16 @@ async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
 
 def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
     return [handshake for handshake in handshakes if not handshake.up and handshake.outcome is None]
+
+
+def mechanism_at(url: str, timeout: float) -> str | None:
+    """Return what the server at *url* speaks, "" if it is no ZeroMQ server, None if none answers."""
+    try:
+        return read_mechanism(url, timeout=timeout)
+    except OSError:
+        return None
+    except ValueError:
+        return ""
 
 
 def explain(

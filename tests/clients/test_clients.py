@@ -271,6 +271,41 @@ def test_a_client_that_is_refused_at_once_ends_with_its_heartbeat(kernel, folder
     assert (done.stdout, done.stderr) == ("refused False\n", "")
 
 
+UNSTOPPED = """
+import gc, sys
+from curve_kernel.client import AsyncKernelClient, BlockingKernelClient
+
+gc.disable()
+for kind in 2 * [BlockingKernelClient, AsyncKernelClient]:
+    client = kind(connection_file=sys.argv[1])
+    client.load_connection_file()
+    client.start_channels(hb=False)
+    client.itself = client
+    if len(sys.argv) > 2:
+        for channel in ("shell", "iopub", "stdin", "control"):
+            setattr(client, f"_{channel}_channel", None)
+    del client
+    gc.collect()
+print("collected")
+"""
+
+
+@pytest.mark.parametrize("which", [[], ["channels gone"]], ids=["whole", "without channels"])
+def test_a_client_that_was_never_stopped_can_be_collected(which, tmp_path):
+    """Its context waits for every socket, and Python may finalize it before them."""
+    file = tmp_path / "copy.json"
+    with headless() as (_, info):
+        file.write_text(json.dumps(info))
+        done = subprocess.run(
+            [sys.executable, "-c", UNSTOPPED, str(file), *which],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.stdout, done.returncode) == ("collected\n", 0), done.stderr
+
+
 SLEEP = "import time; time.sleep(60)"
 LIMIT = 5
 

@@ -34,6 +34,7 @@ MEANT: dict[str, set[str]] = {
         "start_channels",
         "wait_for_ready",
     },
+    "AsyncContext": set(),
     "AttachApp": {"name"},
     "AttachProvisioner": {
         "cleanup",
@@ -75,6 +76,7 @@ MEANT: dict[str, set[str]] = {
     "Command": {"initialize", "start"},
     "ConsoleApp": {"name"},
     "ConsoleClient": {"is_alive"},
+    "Context": {"destroy", "socket"},
     "CurveConsoleApp": {
         "handle_sigint",
         "init_connection_file",
@@ -194,6 +196,8 @@ MEANT: dict[str, set[str]] = {
     "WatchApp": {"name"},
     "_File": {"emit"},
     "_CurveClient": {
+        "_context_default",
+        "_created_context",
         "_async_execute_interactive",
         "_async_get_control_msg",
         "_async_get_iopub_msg",
