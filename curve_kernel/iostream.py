@@ -195,6 +195,13 @@ class HeardStream(ZMQStream):
             return callback(frames)
 
         super().on_recv(receive, copy=False)
+        self.curve_gate.on_question(channel, partial(self.io_loop.add_callback, self.curve_drain))
+
+    def curve_drain(self) -> None:
+        """Read all messages that there are, and tell the gate."""
+        if not self.closed() and self.curve_channel is not None:
+            self.flush(zmq.POLLIN)
+            self.curve_gate.drained(self.curve_channel)
 
 
 class StdinReaper:

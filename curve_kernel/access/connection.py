@@ -29,6 +29,8 @@ from struct import error as struct_error
 from struct import pack, unpack, unpack_from
 from typing import NamedTuple
 
+import zmq
+
 from ..clock import monotonic, time
 from .audit import Reason
 from .peer import Peer, unknown
@@ -42,6 +44,7 @@ __all__ = [
     "bytes_written",
     "name_of",
     "open_socket",
+    "routing_id_of",
     "unknown",
 ]
 
@@ -53,6 +56,9 @@ _HELLO_SENT = 64 + 202
 # What a server has sent with its greeting, WELCOME and ERROR, as a client gets it that ZAP rejects.
 # READY is longer, so a client that has acknowledged more has got READY.
 _ERROR_SENT = 64 + 170 + 12
+# The most that a DEALER sends in its handshake, with a routing id of 255 bytes in its INITIATE. A
+# request of Jupyter's, in six frames, is longer than what a shorter routing id leaves of it.
+_INITIATE_SENT = _HELLO_SENT + 9 + 9 + 96 + 8 + 16 + 128 + 22 + 268
 
 # Of struct tcp_info in linux/tcp.h, since Linux 4.1. tcpi_bytes_sent would count what is sent again to
 # a peer that acknowledges nothing.
@@ -112,6 +118,7 @@ class Connection:
         self.candidates: dict[int, Peer] = {}
         self.has_spoken = False
         self.may_be_ignored = False  # by libzmq, if its routing id was in use
+        self.routing_id: str | None = None  # as it has told, with its first message
         self.is_ready = False
         self.is_disconnected = False
         # On ipc, where no bytes are counted: how often it was seen to have sent something.
@@ -203,6 +210,10 @@ class Connection:
         """Whether it has sent a HELLO, or as much, which libzmq answers or disconnects for at once."""
         return self.received() >= _HELLO_SENT
 
+    def may_have_sent_a_message(self) -> bool:
+        """Whether it may have sent more than its handshake."""
+        return self.is_local or self.received() > _INITIATE_SENT
+
     def left_first(self) -> bool:
         """Whether the peer ended the connection, rather than libzmq: it is still open on this side."""
         if self.held is None:
@@ -267,6 +278,14 @@ def open_socket(descriptor: int) -> socket | None:
         return socket(fileno=duplicate)
     except OSError:
         close(duplicate)
+        return None
+
+
+def routing_id_of(frame: zmq.Frame) -> str | None:
+    """Return the routing id that a message's connection gave, empty if none; None for a subscriber."""
+    try:
+        return str(frame.get("Identity"))
+    except zmq.ZMQError:
         return None
 
 

@@ -23,6 +23,8 @@ __all__ = ["Connections", "user_id"]
 
 # Authorizations of a channel that are kept before those that have served are looked for.
 _KEPT = 64
+# The roles of those that hold the kernel's secret key, or the key pair that it made for itself.
+_OWN = ("manager", "kernel")
 
 
 def user_id(number: int, peer: Peer) -> str:
@@ -36,11 +38,9 @@ def _number_and_peer(given: str) -> tuple[int, Peer]:
     return int(number), Peer(role, name, public_key)
 
 
-def _keys_of(connection: Connection) -> set[str]:
-    """Return the public keys of the clients whose connection it may be; none if nothing is known."""
-    if connection.peer.role:
-        return {connection.peer.public_key}
-    return {peer.public_key for peer in connection.candidates.values()}
+def _clients_of(connection: Connection) -> set[Peer]:
+    """Return the clients whose connection it may be; none if nothing is known."""
+    return {connection.peer} if connection.peer.role else set(connection.candidates.values())
 
 
 class Connections:
@@ -136,15 +136,23 @@ class Connections:
 
         libzmq takes the routing id that a client gives, and sends replies and prompts to the last
         connection that gave it. It tells the kernel only with a message, so it must not come to that:
-        only clients of the same key may do so, and the manager once each other client has been heard.
+        only clients of the same key may do so, and those that hold the kernel's own keys. The kernel
+        takes in connections later than it accepts them, and the same then goes for all that wait; one
+        that has been heard does not.
         """
-        if any(
-            connection.peer.role != "kernel"
-            and not (connection.has_spoken and peer.role == "manager")
-            and _keys_of(connection) != {peer.public_key}
-            for connection in self.ready.values()
-            if connection.channel == channel
-        ):
+        is_own = peer.role in _OWN
+
+        def may(other: Peer) -> bool:
+            return other.role in _OWN if is_own else other.public_key == peer.public_key
+
+        def is_harmless(connection: Connection) -> bool:
+            if connection.peer.role == "kernel" or (is_own and connection.has_spoken):
+                return True
+            clients = _clients_of(connection)
+            return bool(clients) and all(may(client) for client in clients)
+
+        ready = (connection for connection in self.ready.values() if connection.channel == channel)
+        if not all(is_harmless(connection) for connection in ready):
             return False
         numbers = [
             connection.number
@@ -153,8 +161,7 @@ class Connections:
             if connection.channel == channel
         ]
         oldest = min(numbers, default=self.number)
-        authorized = self._authorized[channel].items()
-        return {other.public_key for n, other in authorized if n > oldest} <= {peer.public_key}
+        return all(may(other) for n, other in self._authorized[channel].items() if n > oldest)
 
     def rejected(self, channel: str) -> None:
         """Take note that ZAP rejects a client, whose connection is about to end."""
@@ -192,6 +199,8 @@ class Connections:
 
         It goes on ignoring them, and their client waits: it has to connect once more.
         """
+        if ended.routing_id == "":  # libzmq has made one, which is nobody else's
+            return []
         return [
             connection
             for connection in self.ready.values()
@@ -199,7 +208,7 @@ class Connections:
             and connection.may_be_ignored
             and not connection.has_spoken
             and not connection.is_disconnected
-            and _keys_of(connection) & _keys_of(ended)
+            and _clients_of(connection) & _clients_of(ended)
         ]
 
     def may_be(self, connection: Connection) -> list[Peer]:
@@ -211,7 +220,9 @@ class Connections:
         authorized = self._authorized[connection.channel].items()
         return [peer for number, peer in authorized if number > connection.number]
 
-    def told(self, channel: str, descriptor: int, given: str) -> list[Connection]:
+    def told(
+        self, channel: str, descriptor: int, given: str, routing_id: str | None = None
+    ) -> list[Connection]:
         """Take note of what a message told; return the connections whose client is known by it."""
         number, peer = _number_and_peer(given)
         key = channel, descriptor
@@ -219,6 +230,7 @@ class Connections:
         if connection is None or number <= connection.number:
             return []  # the message's connection has ended, and another one has its descriptor
         connection.peer, connection.candidates, connection.has_spoken = peer, {}, True
+        connection.routing_id = routing_id
         if not connection.is_ready:
             self.got_ready(connection)
         self._authorized[channel].pop(number, None)

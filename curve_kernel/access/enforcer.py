@@ -5,6 +5,8 @@ All of it is called by the thread of `monitor`, with its lock held, except where
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from select import EPOLLET, EPOLLIN, epoll
 
 from .audit import AuditLog, Reason
@@ -57,6 +59,11 @@ class Enforcer:
         self.published = 0
         """Bytes published on iopub since the start."""
         self._published_before = 0
+        # Connections that libzmq may ignore though their routing id is free by now, with what they had
+        # sent when the kernel had last read all messages.
+        self._freed: dict[Connection, int] = {}
+        self.questions: dict[str, Callable[[], object]] = {}
+        """By channel, what has its reader read all messages and then lead to `drained`."""
 
     # Thread: any
 
@@ -66,9 +73,11 @@ class Enforcer:
 
     # Thread: monitor
 
-    def has_readers(self) -> bool:
-        """Whether there may be slow readers."""
-        return any(connection.channel == "iopub" for connection in self._budgeted.values())
+    def has_to_look(self) -> bool:
+        """Whether there may be slow readers, or doubt whether libzmq ignores a connection."""
+        return bool(self._freed) or any(
+            connection.channel == "iopub" for connection in self._budgeted.values()
+        )
 
     def accepted(self, connection: Connection) -> None:
         """Take in a connection that libzmq has accepted; its handshake begins."""
@@ -139,10 +148,33 @@ class Enforcer:
         failed = not connection.is_ready and not connection.is_disconnected
         if failed and not connection.has_got_ready(self._limits.handshake_timeout):
             self._log_failure(connection)
+        self._freed.pop(connection, None)
         if connection.is_ready:
             for ignored in self._connections.ignored_until(connection):
-                self._disconnect(ignored, Reason.ROUTING_ID)
+                self._freed.setdefault(ignored, -1)
+                # Nothing of it can get lost now; otherwise it depends on what the kernel has heard.
+                if not ignored.may_have_sent_a_message():
+                    self._disconnect(ignored, Reason.ROUTING_ID)
         connection.release()
+
+    def check_doubtful(self) -> None:
+        """Ask for all messages of the channels where that tells whether libzmq ignores a connection."""
+        freed = self._freed.items()
+        self._freed = {c: sent for c, sent in freed if not c.has_spoken and not c.is_disconnected}
+        for channel in {connection.channel for connection in self._freed}:
+            self.questions.get(channel, partial(self.drained, channel))()
+
+    def drained(self, channel: str) -> None:
+        """Take note that the kernel has read all messages of *channel*.
+
+        A connection that has said something by the last time, and was not heard until now, is ignored.
+        """
+        for connection, sent in self._freed.items():
+            if connection.channel != channel or connection.has_spoken or connection.is_disconnected:
+                continue
+            self._freed[connection] = connection.received()
+            if self._freed[connection] == sent and not connection.waiting():
+                self._disconnect(connection, Reason.ROUTING_ID)
 
     def _log_failure(self, connection: Connection) -> None:
         counted = connection.held is not None and not connection.is_local

@@ -148,6 +148,14 @@ class Gate:
         """Call *callback*, in another thread, whenever a connection of *channel* has ended."""
         self._monitor.on_ended(channel, callback)
 
+    def on_question(self, channel: str, ask: Callable[[], object]) -> None:
+        """Call *ask*, in another thread, when `drained` is to be called for *channel*."""
+        self._monitor.on_question(channel, ask)
+
+    def drained(self, channel: str) -> None:
+        """Take note that all messages of *channel* that there are have been heard."""
+        self._monitor.drained(channel)
+
     def ports(self) -> list[Port]:
         """Return every guarded socket, as libzmq tells of it, with its connections."""
         return self._monitor.ports()

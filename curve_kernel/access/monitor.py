@@ -25,7 +25,7 @@ import zmq
 
 from ..clock import monotonic, sleep
 from .audit import AuditLog
-from .connection import Connection, name_of, open_socket
+from .connection import Connection, name_of, open_socket, routing_id_of
 from .connections import Connections
 from .enforcer import Enforcer
 from .forks import let_go
@@ -82,9 +82,10 @@ class Monitor:
         self._listeners: dict[str, Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
         self._on_ended: dict[str, Any] = {}
-        # The user ids that messages told of, by channel and descriptor; those to be taken in.
+        # The user ids that messages told of, by channel and descriptor; those to be taken in. One with
+        # no descriptor tells that all messages of the channel have been heard.
         self._user_ids: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self._told: collections.deque[tuple[str, int, str]] = collections.deque()
+        self._told: collections.deque[tuple[str, int, str, str | None]] = collections.deque()
         # What other threads wait for: that the handshakes have been checked.
         self._asked: collections.deque[Any] = collections.deque()
         self._events = 0
@@ -138,9 +139,18 @@ class Monitor:
         user_ids = self._user_ids[channel]
         if user_ids.get(descriptor) != user_id:
             user_ids[descriptor] = user_id
-            self._told.append((channel, descriptor, user_id))
+            self._told.append((channel, descriptor, user_id, routing_id_of(frame)))
             self._wake()
         return user_id
+
+    def on_question(self, channel: str, ask: Any) -> None:
+        """Call *ask*, in the monitor's thread, when it matters whether all messages have been heard."""
+        self._enforcer.questions[channel] = ask
+
+    def drained(self, channel: str) -> None:
+        """Take note that all messages of *channel* that there are have been heard."""
+        self._told.append((channel, -1, "", None))
+        self._wake()
 
     def published(self, size: int) -> None:
         """Take note of *size* bytes that are published on iopub."""
@@ -159,17 +169,7 @@ class Monitor:
         with self._lock:
             ready = [peer for peer in self._connections.ready.values() if not peer.is_disconnected]
             return [
-                Port(
-                    listener.channel,
-                    listener.mechanism,
-                    listener.endpoint,
-                    tuple(
-                        connection.info()
-                        for connection in ready
-                        if connection.channel == listener.channel
-                    ),
-                    self._audit.counts(listener.channel),
-                )
+                listener.port(ready, self._audit.counts(listener.channel))
                 for listener in self._listeners.values()
             ]
 
@@ -251,6 +251,7 @@ class Monitor:
                 if self._enforcer.has_published_much() or now - readers_then >= _READER_INTERVAL:
                     readers_then = now
                     self._take(self._enforcer.check_readers)
+                    self._take(self._enforcer.check_doubtful)
             if self._events >= _BATCH:
                 sleep(_REST)
                 self._events = 0
@@ -262,7 +263,7 @@ class Monitor:
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
         seconds = self._revocation.seconds()
-        if self._enforcer.has_readers():
+        if self._enforcer.has_to_look():
             seconds = min(_READER_INTERVAL, _READER_INTERVAL if seconds is None else seconds)
         return None if seconds is None else int(seconds * 1000) + 1
 
@@ -323,7 +324,11 @@ class Monitor:
 
     def _hear(self) -> None:
         while self._told and self._drain(self._listeners[self._told[0][0]]):
-            for connection in self._connections.told(*self._told.popleft()):
+            channel, descriptor, user_id, routing_id = self._told.popleft()
+            if descriptor < 0:
+                self._enforcer.drained(channel)
+                continue
+            for connection in self._connections.told(channel, descriptor, user_id, routing_id):
                 self._enforcer.client_is_known(connection)
 
     def _check_budgets(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import zmq
 
-from .connection import ConnectionInfo
+from .connection import Connection, ConnectionInfo
 
 __all__ = ["Listener", "Port"]
 
@@ -35,3 +36,8 @@ class Listener:
         self.endpoint = ""
         self.name: tuple[object, object] | None = None
         self.descriptor = self.inode = -1
+
+    def port(self, ready: Iterable[Connection], rejected: dict[str, int]) -> Port:
+        """Return what is shown of it, with those of the *ready* connections that are its own."""
+        own = tuple(one.info() for one in ready if one.channel == self.channel)
+        return Port(self.channel, self.mechanism, self.endpoint, own, rejected)
