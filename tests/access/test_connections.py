@@ -124,6 +124,29 @@ def test_a_routing_id_is_handed_over_to_a_client_of_the_same_key_only():
     for descriptor in (4, 5):
         table.ended("control", descriptor)
     assert table.may_hand_over("control", OLGA)
+    first, second = accept(table, "stdin", 6), accept(table, "stdin", 7)
+    table.authorized("stdin", debugger)
+    table.authorized("stdin", manager)
+    table.got_ready(first)
+    table.got_ready(second)
+    assert table.may_hand_over("stdin", manager)  # which of the two is which makes no difference
+    assert not table.may_hand_over("stdin", OLGA)
+
+
+def test_nobody_was_ignored_for_a_routing_id_that_libzmq_made():
+    table = Connections()
+    given = {}
+    for descriptor, peer in ((1, VERA), (2, OLGA), (3, OLGA)):
+        accept(table, "shell", descriptor)
+        given[descriptor] = table.authorized("shell", peer, hands_over=False)
+        table.got_ready(table.handshaking["shell", descriptor])
+    table.told("shell", 2, given[2], "")
+    silent = table.ready["shell", 3]
+    assert table.ignored_until(table.ended("shell", 2)) == []
+    accept(table, "shell", 4)
+    given = table.authorized("shell", OLGA, hands_over=False)
+    table.told("shell", 4, given, "session")
+    assert table.ignored_until(table.ended("shell", 4)) == [silent]
 
 
 def test_successes_are_of_all_or_of_nobody():

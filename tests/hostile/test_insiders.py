@@ -413,6 +413,28 @@ def test_a_client_that_comes_back_before_its_old_connection_has_ended(kernel: Vi
     new.stop_channels()
 
 
+def test_a_client_loses_no_reply_while_others_of_the_same_key_come_and_leave(kernel: Victim) -> None:
+    """What it has sent may not be read yet when another one's end makes it look at again."""
+    info = json.loads(Path(kernel.km.connection_file).read_text())
+    kernel.client.execute("import time; time.sleep(3)")
+
+    def made() -> BlockingKernelClient:
+        client = BlockingKernelClient(client_keys=kernel.owner)
+        client.load_connection_info(info)
+        client.start_channels(stdin=False, hb=False)
+        return client
+
+    leaving = [made() for _ in range(2)]
+    clients = [made() for _ in range(2)]
+    sent = [(client, client.execute(f"print({number})")) for number, client in enumerate(clients)]
+    for client in leaving:
+        client.stop_channels()
+    for client, message_id in sent:
+        while client.get_shell_msg(timeout=30)["parent_header"]["msg_id"] != message_id:
+            pass
+        client.stop_channels()
+
+
 def test_strangers_that_send_while_a_cell_holds_the_interpreter_lock(kernel: Victim) -> None:
     """Nothing in Python can disconnect them meanwhile."""
     before, most = kernel.process.memory_info().rss, 0.0
