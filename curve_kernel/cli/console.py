@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
 import termios
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from jupyter_client.consoleapp import JupyterConsoleApp
 from jupyter_console.app import ZMQTerminalIPythonApp
 from jupyter_console.ptshell import ZMQTerminalInteractiveShell
+from jupyter_console.utils import run_sync
 from prompt_toolkit.application import run_in_terminal
 
 from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
+from .leaving import is_exit, keep_kernel
 from .pulse import Pulse
 from .ssh import ssh_tunnel
 from .whose import whose
@@ -34,8 +34,6 @@ __all__ = ["CurveConsoleApp", "CurveShell"]
 _INTERVAL = 0.5
 # Seconds after which the console asks once more which process of the kernel is there.
 _ASK_AGAIN = 5.0
-# What IPython takes for a call of exit: `exit`, `exit()`, `exit 0`, `/quit`.
-_LEAVE = re.compile(r"\s*/?(exit|quit)(\s*\([^()=]*\)|\s+-?\w+)?\s*;?\s*(#.*)?")
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
 
 
@@ -100,6 +98,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
     """Whether the message that is shown comes of another client's request."""
     problem: CurveKernelError | None = None
     """Why the kernel can't be talked to any more."""
+    _awaited = ""
 
     def __init__(self, **kwargs: Any) -> None:
         self.keepkernel = True
@@ -123,11 +122,11 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     def run_cell(self, cell: str, store_history: bool = True) -> None:
         """Run a cell. ``exit`` in it leaves this console; by itself it would end the kernel, too."""
-        if cell and _LEAVE.fullmatch(cell):
+        if cell and is_exit(cell):
             self.ask_exit()
             return
         if cell and self._is_python():
-            cell = _keep_kernel(cell)
+            cell = keep_kernel(cell)
         deadline = time.monotonic() + Pulse.SILENCE
         while cell and not self.client.settled() and time.monotonic() < deadline:
             if self.client.refusal is not None:
@@ -152,8 +151,28 @@ class CurveShell(ZMQTerminalInteractiveShell):
         self.use_kernel_is_complete = asks
         return more, indent
 
+    def handle_execute_reply(self, msg_id: str, timeout: float | None = None) -> None:
+        """Take the reply to *msg_id*; one to another request has come too late, and is left out.
+
+        Upstream's would take it for the reply, and the cell's output would wait for the next input.
+        """
+        channel = self.client.shell_channel
+        message = run_sync(channel.get_msg)(timeout=timeout)
+        if message["parent_header"].get("msg_id") != msg_id:
+            raise queue.Empty
+
+        async def get_msg(**_: Any) -> Any:
+            return message
+
+        channel.get_msg = get_msg
+        try:
+            super().handle_execute_reply(msg_id, timeout=timeout)
+        finally:
+            del channel.get_msg
+
     def handle_iopub(self, msg_id: str = "") -> None:
         """Show what the kernel publishes; what can't be shown is left out."""
+        self._awaited = msg_id
         while True:
             try:
                 super().handle_iopub(msg_id)
@@ -166,6 +185,9 @@ class CurveShell(ZMQTerminalInteractiveShell):
 
     def include_output(self, msg: dict[str, Any]) -> bool:
         """Tell whether to show a message, and with whose name, if it is of another client."""
+        is_status = msg["header"]["msg_type"] == "status"
+        if is_status and self._awaited and msg["parent_header"].get("msg_id") != self._awaited:
+            return False  # that an earlier request is done does not say so of this one
         self.other_output_prefix = f"{whose(msg) or 'Remote'} "
         self.is_remote = not self.from_here(msg)
         return bool(super().include_output(msg))
@@ -367,29 +389,3 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
         if self.tunnel is not None:
             self.tunnel.terminate()
             self.tunnel.wait()
-
-
-def _keep_kernel(cell: str) -> str:
-    """Let each ``exit()`` and ``quit()`` in *cell* that does not say otherwise keep the kernel."""
-    try:
-        tree = ast.parse(cell)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return cell  # magics, or an error that the kernel shows
-    text = cell.encode()
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    for call in sorted(_exits(tree), key=lambda call: (call.lineno, call.col_offset), reverse=True):
-        begin = starts[(call.func.end_lineno or 1) - 1] + (call.func.end_col_offset or 0)
-        end = starts[(call.end_lineno or 1) - 1] + (call.end_col_offset or 0)
-        text = text[:begin] + b"(keep_kernel=True)" + text[end:]
-    return text.decode()
-
-
-def _exits(node: ast.AST) -> Iterator[ast.Call]:
-    for child in ast.iter_child_nodes(node):
-        match child:
-            case ast.Call(func=ast.Name(id="exit" | "quit"), keywords=[]):
-                yield child
-            case _:
-                yield from _exits(child)

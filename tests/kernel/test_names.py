@@ -141,6 +141,7 @@ MEANT: dict[str, set[str]] = {
     "CurveShell": {
         "_executing",
         "check_complete",
+        "handle_execute_reply",
         "handle_iopub",
         "include_output",
         "init_kernel_info",
