@@ -120,13 +120,14 @@ class Connections:
     def authorized(self, channel: str, peer: Peer, *, hands_over: bool = True) -> str:
         """Take note that ZAP lets *peer* use *channel*; return the user id of its connection.
 
-        Without *hands_over* libzmq ignores that connection if its routing id is in use.
+        Without *hands_over* libzmq ignores that connection if its routing id is in use, and those that the
+        kernel has not taken in yet.
         """
         self.number += 1
-        if not hands_over:
-            self._not_handed_over.append(self.number)
         authorized = self._authorized[channel]
         authorized[self.number] = peer
+        if not hands_over:
+            self._not_handed_over.extend(authorized)
         if len(authorized) > self._kept[channel]:
             self._forget(channel)
         return user_id(self.number, peer)
