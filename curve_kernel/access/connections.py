@@ -120,8 +120,8 @@ class Connections:
     def authorized(self, channel: str, peer: Peer, *, hands_over: bool = True) -> str:
         """Take note that ZAP lets *peer* use *channel*; return the user id of its connection.
 
-        Without *hands_over* libzmq ignores that connection if its routing id is in use, and those that the
-        kernel has not taken in yet.
+        Without *hands_over* libzmq ignores that connection if its routing id is in use, and so those
+        that the kernel has not taken in yet.
         """
         self.number += 1
         authorized = self._authorized[channel]
