@@ -6,16 +6,28 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support import both_keys, client_of, connection_info, headless, printed_until, run_code, wait_for
+from support import (
+    both_keys,
+    client_of,
+    connection_info,
+    headless,
+    printed_until,
+    run_code,
+    started,
+    wait_for,
+)
 
 from curve_kernel.keys import KeyPair
 
+# 100,000 with CURVE_KERNEL_LINES=100000, stock beside with CURVE_KERNEL_STOCK=1.
+COUNT = int(os.environ.get("CURVE_KERNEL_LINES", "4000"))
 PREPARE = """
 import os, psutil, socket, threading, warnings
 warnings.filterwarnings('ignore', message='.*fork')  # from Python 3.12 on, in stock too
@@ -139,6 +151,49 @@ def test_own_children_are_not_rejected(kernel: tuple[Any, Any, Path]) -> None:
     rejected = "print([port.rejected for port in app.bound_ports() if port.channel == 'pipe'])"
     assert run_code(client, rejected) == ("ok", "[{}]\n")
     assert "pipe: rejected" not in log.read_text()
+
+
+# Four children at a time, as a pool of workers has them, each with a connection of its own.
+COUNTED = """
+for burst in range({count} // 2000):
+    wait(*(forked(lambda n=n: [print(f'line {{burst * 4 + n}}.{{m}};', flush=True)
+                               for m in range(500)]) for n in range(4)))
+"""
+
+
+def seconds_for_lines(client: Any) -> float:
+    """The time from the request until every line of every child has been read."""
+    left = {f"{child}.{m}" for child in range(COUNT // 500) for m in range(500)}
+    since, rest = time.monotonic(), ""
+    client.execute(COUNTED.format(count=COUNT), allow_stdin=False)
+    while left:
+        message = client.get_iopub_msg(timeout=60)
+        assert message["msg_type"] != "error", message["content"]
+        rest += message["content"].get("text", "")
+        left.difference_update(re.findall(r"line (\d+\.\d+);", rest))
+        # Two children's lines may be cut into each other's, as on any terminal.
+        rest = rest[-200:]
+    return time.monotonic() - since
+
+
+@pytest.mark.timeout(120 + COUNT // 50)
+def test_many_lines_and_no_warning(kernel: tuple[Any, Any, Path]) -> None:
+    """The kernel's own children are no strangers, whatever they print and however fast they go."""
+    _, client, log = kernel
+    before = log.read_text()
+    taken = seconds_for_lines(client)
+    print(f"{COUNT} lines of {COUNT // 500} children: {taken:.1f} s")
+    rejected = "print([port.rejected for port in app.bound_ports() if port.channel == 'pipe'])"
+    assert run_code(client, rejected) == ("ok", "[{}]\n")
+    assert log.read_text() == before
+
+
+@pytest.mark.skipif("CURVE_KERNEL_STOCK" not in os.environ, reason="for the figure beside")
+@pytest.mark.timeout(120 + COUNT // 50)
+def test_many_lines_of_stock() -> None:
+    with started("python3") as (_, client):
+        assert run_code(client, PREPARE) == ("ok", "")
+        print(f"stock, {COUNT} lines: {seconds_for_lines(client):.1f} s")
 
 
 NUMBER = """
