@@ -212,6 +212,10 @@ def test_one_after_the_other(tmp_path: Path, her: Her) -> None:  # noqa: F811
             other.locator(".jp-Dialog").get_by_role("button", name="Ok").first.click()
         dialog = other.locator(".jp-Dialog").filter(has_text="key not authorized")
         expect(dialog).to_contain_text("does not list this client's key", timeout=60_000)
+        # In lines that the dialog does not cut off.
+        text = dialog.inner_text()
+        assert "the kernel's user can list it" in text
+        assert max(map(len, text.splitlines())) <= 100
         her_lab.screenshot("revoked-dialog")
 
 
