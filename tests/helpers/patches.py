@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import zmq
+from jupyter_client import BlockingKernelClient as StockClient
 from jupyter_client import KernelManager
 from support import curve_socket, printed_until, run_code, wait_for
 
@@ -106,7 +107,8 @@ def _seen(act: Callable[[], object]) -> bool | str:
 
 def further_clients(km: KernelManager, owner: KeyPair) -> None:
     for _ in range(2):
-        other: Any = BlockingKernelClient(client_keys=owner) if km.curve_publickey else km.client()
+        # Not km.client(), which would have this session's routing id, and take it over in stock.
+        other: Any = BlockingKernelClient(client_keys=owner) if km.curve_publickey else StockClient()
         info = km.get_connection_info()
         info.pop("curve_secretkey", None)
         other.load_connection_info(info)
