@@ -199,12 +199,12 @@ class Policy:
     def username(self, peer: Peer, said: object) -> str:
         """Return the username of *peer*, which says that it is *said*.
 
-        A listed client has its name there. Everybody else keeps what it says, unless that can be taken
-        for a client that is listed.
+        A listed client has its name there, and one that is not listed any more has none. Everybody else
+        keeps what it says, unless that can be taken for a client that is listed.
         """
         if peer.name:
             return peer.name
-        if not isinstance(said, str):
+        if not peer.role or not isinstance(said, str):
             return ""
         instead = peer.role if peer.role in (MANAGER, OWN_CLIENT) else ""
         if len(said) > _USERNAME_SIZE:

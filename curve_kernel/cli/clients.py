@@ -103,7 +103,8 @@ def _own_name() -> str:
 def _not_written(error: OSError) -> CurveKernelError:
     return CurveKernelError(
         f"{error.filename or curve_folder()} can't be written: {error.strerror}",
-        "make Jupyter's configuration folder yours; `jupyter --paths` shows where it is",
+        "make Jupyter's configuration folder yours, or set JUPYTER_CONFIG_DIR to one you can write;"
+        " `jupyter --paths` shows where it is",
     )
 
 

@@ -267,6 +267,11 @@ def _guarded(check: str, function: Callable[[], Iterator[Finding]]) -> Iterator[
             raise no_home(error) from None
     except NoFolderError as error:
         yield from_error(check, error)
+    except PermissionError as error:  # a home that is another user's, or that NFS does not show to root
+        message = f"{error.filename} can't be read: {error.strerror}"
+        yield Finding(
+            check, "failure", message, "# set HOME, or JUPYTER_DATA_DIR, to a folder of yours"
+        )
     except Exception as error:  # noqa: BLE001  one check that breaks must not hide the others
         message = f"this check broke: {type(error).__name__}: {error}"
         yield Finding(check, "failure", message, "# report it, with the output of doctor --json")

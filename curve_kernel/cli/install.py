@@ -273,7 +273,10 @@ class InstallApp(Command):
                     replaced_mark(destination).touch()
             except OSError as error:
                 raise CurveKernelError(
-                    f"the kernelspec can't be written: {error}", "try --user or --sys-prefix"
+                    f"the kernelspec can't be written: {error}",
+                    "try --sys-prefix, or set JUPYTER_DATA_DIR to a folder that you can write"
+                    if user
+                    else "try --user or --sys-prefix",
                 ) from None
             except ValueError as error:
                 raise CurveKernelError(str(error), "choose another --name") from None

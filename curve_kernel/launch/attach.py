@@ -202,7 +202,7 @@ class AttachProvisioner(KernelProvisionerBase):
         km.stop_restarter()
         if restarter := getattr(km, "_restarter", None):
             if shows_reason := hasattr(km, "reason"):
-                self._refuse_connections(end)
+                self._refuse_connections(self._explained(end))
             # At "restart" a page connects again; "dead" it takes without a word.
             restarter._fire_callbacks("restart" if shows_reason else "dead")
 

@@ -58,14 +58,16 @@ class Reconnecting:
     def _read(self) -> int:
         late = 0
         for socket, thread, handshake in self._handshakes:
+            was_up = handshake.up
             handshake.read()
-            if handshake.up or handshake.outcome is not None or socket.closed:
+            if was_up or handshake.outcome is not None or socket.closed:
                 continue
-            late += 1
             if thread == threading.get_ident():
                 # libzmq subscribes again when the socket is next used, and its owner may not have used
-                # it since. Nothing can arrive meanwhile that an event loop would not be told of.
+                # it since. Once more when it is up: that may be so at the first look, or right after
+                # the look before. Nothing can arrive meanwhile that an event loop would not be told of.
                 socket.get(zmq.EVENTS)
+            late += not handshake.up
         return late
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from members import Member
 from support import client_of, connection_info, headless, refused, run_code, wait_for
 from test_authorization import ALLOWLIST, handshake
-from test_usernames import FORGED, ROUNDS, forge
+from test_usernames import FORGED, ROUNDS, forge, names_on_iopub, true_name
 
 from curve_kernel.keys import KeyPair
 from curve_kernel.keys.certificates import write_certificate
@@ -31,8 +31,9 @@ def events(path: Path, **wanted: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
+@pytest.mark.timeout(240 + ROUNDS // 20)
 def test_the_record_has_each_ones_true_name(tmp_path, folder, transport):
-    """A pair of owners and the manager, each with forged names."""
+    """A pair of owners and the manager, each with forged names; so has iopub."""
     keys = {name: KeyPair.generate() for name in ("olga", "vera", "manager")}
     for name in ("olga", "vera"):
         write_certificate(folder / "owners" / f"{name}.key", keys[name].public_key)
@@ -44,16 +45,15 @@ def test_the_record_has_each_ones_true_name(tmp_path, folder, transport):
     env = {"JUPYTER_CURVE_SECRETKEY": keys["manager"].secret_key.decode()}
     with headless(ALLOWLIST, record_option(path), file=file, env=env) as (_, info):
         members = {name: Member(info, pair) for name, pair in keys.items()}
-        rng, truth = random.Random(2), {}
+        rng, truth, names = random.Random(2), {}, {}
         for number in range(ROUNDS):
-            name, code = rng.choice(list(keys)), f"'ä' # {number}"
-            request = forge(
-                members[name], rng.choice(FORGED), code=code, silent=True, allow_stdin=False
-            )
-            truth[request] = name, code
+            name, said, code = rng.choice(list(keys)), rng.choice(FORGED), f"'ä' # {number}"
+            request = forge(members[name], said, code=code, silent=True, allow_stdin=False)
+            truth[request], names[request] = (name, code), {true_name(name, said)}
             if number % 100 == 0:
                 members[name].reply(request)
         wait_for("all requests", lambda: len(events(path, action="request")) >= ROUNDS)
+        assert names_on_iopub(members["vera"], set(names)) == names
         # Revoked: recorded too. So is who is not listed.
         (folder / "owners" / "vera.key").unlink()
         wait_for("the kernel to disconnect", members["vera"].is_out)

@@ -232,10 +232,13 @@ def test_what_a_revoked_owner_has_sent_already_is_not_run(kernel):
         assert olga.reply(busy)["content"]["status"] == "ok"
         reply = olga.reply(olga.execute("", user_expressions={"ran": "ran"}))
         assert reply["content"]["user_expressions"]["ran"]["data"]["text/plain"] == "[]"
+        seen = list(olga.messages("iopub", 1))
+        # Nor is she called what she called herself.
+        names = {message["parent_header"].get("username") for message in seen}
+        assert "olga" in names
+        assert "a liar" not in names
         statuses = [
-            message["content"]["execution_state"]
-            for message in olga.messages("iopub", 1)
-            if message["msg_type"] == "status"
+            message["content"]["execution_state"] for message in seen if message["msg_type"] == "status"
         ]
         assert statuses.count("busy") == statuses.count("idle")
     kernel.path("nobody").unlink()

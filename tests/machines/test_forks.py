@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support import both_keys, client_of, connection_info, headless, printed_until, run_code, wait_for
+import zmq
+from support import (
+    both_keys,
+    client_of,
+    connection_info,
+    headless,
+    printed_until,
+    run_code,
+    started,
+    wait_for,
+)
 
 from curve_kernel.keys import KeyPair
 
+# 100,000 with CURVE_KERNEL_LINES=100000, stock beside with CURVE_KERNEL_STOCK=1.
+COUNT = int(os.environ.get("CURVE_KERNEL_LINES", "2000"))
 PREPARE = """
 import os, psutil, socket, threading, warnings
 warnings.filterwarnings('ignore', message='.*fork')  # from Python 3.12 on, in stock too
@@ -139,6 +153,62 @@ def test_own_children_are_not_rejected(kernel: tuple[Any, Any, Path]) -> None:
     rejected = "print([port.rejected for port in app.bound_ports() if port.channel == 'pipe'])"
     assert run_code(client, rejected) == ("ok", "[{}]\n")
     assert "pipe: rejected" not in log.read_text()
+
+
+# One child after the other: of what many print at once a reader loses what it can't keep up with.
+COUNTED = """
+for n in range({count} // 500):
+    wait(forked(lambda: [print(f'line {{n}}.{{m}};', flush=True) for m in range(500)]))
+"""
+
+
+@contextlib.contextmanager
+def reader(client: Any) -> Iterator[zmq.Socket[bytes]]:
+    """A subscriber that keeps up, where jupyter_client's loses what is beyond 1,000 messages."""
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.linger = socket.rcvhwm = 0
+        if client.curve_publickey:
+            socket.curve_serverkey = socket.curve_publickey = client.curve_publickey
+            socket.curve_secretkey = client.curve_secretkey
+        socket.subscribe(b"")
+        socket.connect(client._make_url("iopub"))
+        wait_for("the subscription", lambda: run_code(client, "1") and socket.poll(100))
+        yield socket
+
+
+def seconds_for_lines(client: Any) -> float:
+    """The time from the request until every line of every child has been read."""
+    left = {b"%d.%d" % (child, m) for child in range(COUNT // 500) for m in range(500)}
+    with reader(client) as socket:
+        since = time.monotonic()
+        client.execute(COUNTED.format(count=COUNT), allow_stdin=False)
+        while left:
+            assert socket.poll(60_000), f"{len(left)} lines have not come"
+            frames = socket.recv_multipart()
+            left.difference_update(re.findall(rb"line (\d+\.\d+);", frames[-1]))
+        taken = time.monotonic() - since
+    client.wait_for_ready(timeout=60)
+    return taken
+
+
+@pytest.mark.timeout(120 + COUNT // 50)
+def test_many_lines_and_no_warning(kernel: tuple[Any, Any, Path]) -> None:
+    """The kernel's own children are no strangers, whatever they print and however fast they go."""
+    _, client, log = kernel
+    before = log.read_text()
+    taken = seconds_for_lines(client)
+    print(f"{COUNT} lines of {COUNT // 500} children: {taken:.1f} s")
+    rejected = "print([port.rejected for port in app.bound_ports() if port.channel == 'pipe'])"
+    assert run_code(client, rejected) == ("ok", "[{}]\n")
+    assert log.read_text() == before
+
+
+@pytest.mark.skipif("CURVE_KERNEL_STOCK" not in os.environ, reason="for the figure beside")
+@pytest.mark.timeout(120 + COUNT // 50)
+def test_many_lines_of_stock() -> None:
+    with started("python3") as (_, client):
+        assert run_code(client, PREPARE) == ("ok", "")
+        print(f"stock, {COUNT} lines: {seconds_for_lines(client):.1f} s")
 
 
 NUMBER = """

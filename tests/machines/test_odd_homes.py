@@ -195,6 +195,144 @@ client.stop_channels()
         assert out.strip() in (share / "config" / "curve" / "identity.key").read_text()
 
 
+# What is under the folder that follows can be read only.
+READ_ONLY = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+READ_ONLY += ('mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"',)
+CAN_REMOUNT = not subprocess.run(
+    [*READ_ONLY, str(Path(__file__).parent), "true"], stderr=subprocess.DEVNULL
+).returncode
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home in which all of Jupyter's folders are, as where nothing is set."""
+    home = tmp_path / "another-home"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.delenv(name)
+    return home
+
+
+def works_with_stock(tmp_path: Path, prefix: tuple[str, ...]) -> None:
+    """Stock starts there, if it is given a connection file elsewhere."""
+    file = tmp_path / "stock.json"
+    stock = [*prefix, sys.executable, "-m", "ipykernel_launcher", "-f", str(file)]
+    process = subprocess.Popen(stock, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("stock's connection file", lambda: file.exists() or process.poll() is not None)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.skipif(not CAN_REMOUNT, reason="no mounts here")
+def test_a_home_that_is_read_only(tmp_path: Path, home: Path) -> None:
+    """The list and one's own key are read; what would be written is an error with a hint."""
+    prefix = (*READ_ONLY, str(home))
+    works_with_stock(tmp_path, prefix)
+    for words in (["keygen"], []):
+        status, out, err = command(*words, prefix=prefix)
+        assert (status, out) == (1, "")
+        error = err[err.index("curve_kernel: error") :]  # IPython warns before
+        variable = "JUPYTER_CONFIG_DIR" if words else "name a connection file in a folder"
+        check_error(error, "Read-only file system", variable)
+    assert list(home.iterdir()) == []
+    with kernel(tmp_path, "--allowlist", keys=KeyPair.generate(), prefix=prefix) as (said, info):
+        assert "Traceback" not in said
+        other = BlockingKernelClient()
+        assert command("keygen")[0] == 0  # where it can be written: the kernel sees it
+        other.load_connection_info(info)
+        other.start_channels()
+        assert run_code(other, "print(6 * 7)") == ("ok", "42\n")
+        other.stop_channels()
+    for words in ("keygen --force", "authorize - --name vera", "revoke x", "install --user"):
+        status, out, err = command(*words.split(), prefix=prefix)
+        assert status == 1
+        assert "Traceback" not in err
+        assert "curve_kernel: hint: " in err
+    status, out, _ = command("clients", prefix=prefix)
+    assert (status, out.count("(you)")) == (0, 1)
+    status, out, _ = command("doctor", prefix=prefix)
+    assert "this check broke" not in out
+    assert "Read-only file system" in out
+    # A kernel by hand, with a runtime folder that can be written.
+    runtime = {"JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    words = [*prefix, *MODULE, "--allowlist"]
+    by_hand = subprocess.Popen(words, env={**os.environ, **runtime}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert by_hand.stdout is not None
+        said = [by_hand.stdout.readline() for _ in range(3)]
+        assert f"clients listed in {home}/.jupyter/curve" in said[2], said
+    finally:
+        by_hand.terminate()
+        by_hand.communicate(timeout=30)
+
+
+ROOT = ("unshare", "--user", "--map-root-user")
+
+
+@needs_stranger
+@pytest.mark.skipif(os.geteuid() != 0, reason="no file of another user can be made")
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_home_that_is_not_roots(tmp_path: Path, home: Path, mode: int) -> None:
+    """As NFS with root_squash shows it to root, who is like any other user there."""
+    home.chmod(mode)
+    os.chown(home, 12345, 12345)
+    works_with_stock(tmp_path, ROOT)
+    for words in (["keygen"], []):
+        status, out, err = command(*words, prefix=ROOT)
+        assert (status, out) == (1, "")
+        error = err[err.index("curve_kernel: error") :]
+        variable = "JUPYTER_CONFIG_DIR" if words else "name a connection file in a folder"
+        check_error(error, "Permission denied", variable)
+    status, out, err = command("doctor", prefix=ROOT)
+    assert status == 1
+    assert "this check broke" not in out
+    with kernel(tmp_path, "--allowlist", keys=KeyPair.generate(), prefix=ROOT) as (said, _):
+        assert "Traceback" not in said
+
+
+@pytest.fixture
+def squashed(home: Path) -> Iterator[Path]:
+    """That home, where all that anybody makes belongs to nobody, as NFS with all_squash has it."""
+    if os.geteuid() != 0 or not shutil.which("bindfs"):
+        pytest.skip("no bindfs")
+    disk = home.with_name("disk")
+    disk.mkdir(mode=0o700)
+    words = ["--force-user=nobody", "--force-group=nogroup", "--create-as-mounter"]
+    words += ["--chown-ignore", "--chmod-ignore", str(disk), str(home)]
+    if subprocess.run(["bindfs", *words], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no FUSE here")
+    try:
+        yield home
+    finally:
+        subprocess.run(["umount", "--lazy", str(home)], check=True, timeout=30)
+
+
+def test_a_home_where_all_is_nobodys(
+    tmp_path: Path, squashed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reaches that share could have written what is there: nothing in it is trusted."""
+    works_with_stock(tmp_path, ())
+    (file := squashed / "x").touch()
+    assert file.stat().st_uid == 65534
+    for words in (["keygen"], []):
+        status, out, err = command(*words)
+        assert (status, out) == (1, "")
+        check_error(err, "belongs to another user: nobody", "use a folder of your own")
+    status, out, _ = command("doctor")
+    assert status == 1
+    assert "this check broke" not in out
+    for name in ("CONFIG", "RUNTIME"):
+        (tmp_path / name).mkdir(mode=0o700)
+        monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(tmp_path / name))
+    assert command("keygen")[0] == 0
+    with started("python3-curve") as (_, client):
+        assert run_code(client, "print(6 * 7)") == ("ok", "42\n")
+
+
 CONTAINER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
 CAN_CONTAIN = not subprocess.run([*CONTAINER, "true"], stderr=subprocess.DEVNULL).returncode
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import pytest
 from support import run_code, started
+
+from curve_kernel.launch.reconnecting import Reconnecting
 
 QUESTION = "import sys; print(input('again? '))"
 
@@ -22,6 +26,28 @@ def test_code_that_is_sent_right_after_a_restart() -> None:
             client.input("yes")
             text = ""
             while "yes\n" not in text:
+                text += client.get_iopub_msg(timeout=30)["content"].get("text", "")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_outputs_that_are_read_after_the_reply(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """libzmq subscribes again when the client uses its socket, which may be after its output has come.
+
+    They were lost in 2 of 15 restarts, and always where the manager was half a second late.
+    """
+    wait = Reconnecting.wait
+
+    async def late(self: Reconnecting) -> int:
+        await asyncio.sleep(seconds)
+        return await wait(self)
+
+    monkeypatch.setattr(Reconnecting, "wait", late)
+    with started("python3-curve") as (km, client):
+        for n in range(3):
+            km.restart_kernel(now=True)
+            client.execute(f"print({n})", allow_stdin=False, reply=True, timeout=60)
+            text = ""
+            while f"{n}\n" not in text:
                 text += client.get_iopub_msg(timeout=30)["content"].get("text", "")
 
 
