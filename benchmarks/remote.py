@@ -1,11 +1,14 @@
 """Kernels on another host, beside sshpyk's ssh tunnels: start to ready, round trips, 32 MiB of output.
 
-Run ``python benchmarks/remote.py [ROUNDS]`` as root, with sshpyk installed: the other host is a network
-namespace with a real sshd, as for tests/remote. The contenders take turns in each round.
+Run ``python benchmarks/remote.py [--rounds N] [--delays MS ...]`` as root, with sshpyk installed. The
+other host is a network namespace with a real sshd, as for tests/remote, one for each delay,
+which a packet takes in each direction, whoever sends it. All contenders, with all delays, take turns.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -20,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from far import FarHost, far_host
 from jupyter_client import KernelManager
 
-TRIPS, SIZE = 200, 32 << 20
+TRIPS, SIZE = 100, 32 << 20
 NAMES = ("direct", "tunnel", "sshpyk")
 HEADINGS = ("start to ready", "`pass`, request to idle", "32 MiB of text")
 
 
-def sshpyk_spec(host: FarHost) -> None:
+def sshpyk_spec(host: FarHost, name: str) -> None:
     # It asks for connections that are shared.
     shared = host.folder / "shared_config"
     options = f"ControlMaster auto\nControlPath {host.folder}/%C\nControlPersist 60\n"
@@ -46,11 +49,11 @@ def sshpyk_spec(host: FarHost) -> None:
         "remote_python": host.user.python,
         "remote_kernel_name": "python3",
     }
-    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "sshpyk"
+    folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name
     folder.mkdir(parents=True)
     spec = {
         "argv": [sys.executable, "-m", "sshpyk", "{connection_file}"],
-        "display_name": "sshpyk",
+        "display_name": name,
         "language": "python",
         "interrupt_mode": "message",
         "metadata": {
@@ -91,23 +94,39 @@ def measure(name: str) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    with tempfile.TemporaryDirectory() as home, far_host() as host:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--delays", type=float, nargs="+", default=[0, 10])
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as hosts:
         for variable, folder in (("JUPYTER_DATA_DIR", "data"), ("JUPYTER_RUNTIME_DIR", "runtime")):
             os.environ[variable] = f"{home}/{folder}"
             Path(home, folder).mkdir()
-        host.kernelspec("direct")
-        host.kernelspec("tunnel", network="tunnel")
-        sshpyk_spec(host)
-        results: dict[str, list[tuple[float, ...]]] = {name: [] for name in NAMES}
-        for _ in range(rounds):
-            for name in NAMES:
-                results[name].append(measure(name))
-    print("| |", " | ".join(HEADINGS), "|")
-    print("| --- |", " --- |" * len(HEADINGS))
-    for name in NAMES:
-        ready, trip, output = (statistics.median(values) for values in zip(*results[name], strict=True))
-        print(f"| {name} | {ready:.2f} s | {1000 * trip:.1f} ms | {1000 * output:.0f} ms |")
+        results: dict[tuple[float, str], list[tuple[float, ...]]] = {}
+        for delay in given.delays:
+            host = hosts.enter_context(far_host(delay / 1000))
+            host.kernelspec(f"direct-{delay:g}")
+            host.kernelspec(f"tunnel-{delay:g}", network="tunnel")
+            sshpyk_spec(host, f"sshpyk-{delay:g}")
+            results |= {(delay, name): [] for name in NAMES}
+        for _ in range(given.rounds):
+            for (delay, name), measured in results.items():
+                measured.append(measure(f"{name}-{delay:g}"))
+    print("| round trip | |", " | ".join(HEADINGS), "|")
+    print("| --- | --- |", " --- |" * len(HEADINGS))
+    for (delay, name), measured in results.items():
+        ready, *rest = (sorted(values) for values in zip(*measured, strict=True))
+        cells = [spread(ready, 1, "s")] + [spread(values, 1000, "ms") for values in rest]
+        print(f"| {2 * delay:g} ms | {name} |", " | ".join(cells), "|")
+
+
+def spread(values: list[float], factor: float, unit: str) -> str:
+    """The median, and the least and the greatest."""
+    digits = 2 if unit == "s" else 1
+    middle, least, greatest = (
+        f"{factor * value:.{digits}f}" for value in (statistics.median(values), values[0], values[-1])
+    )
+    return f"{middle} ({least} to {greatest}) {unit}"
 
 
 if __name__ == "__main__":

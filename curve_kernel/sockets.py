@@ -26,6 +26,10 @@ _BACKLOG = 4096
 # Seconds of silence after which the operating system asks a peer, between two questions, and how
 # many: a client whose machine is gone has its routing id for two minutes.
 _KEEPALIVE = 60, 15, 4
+# The same for a client that may be on another machine. It asks soon: a server that has given up the
+# connection, while this machine slept perhaps, says so then. And it asks for five minutes, as it sends:
+# what is published while the network is away arrives when that is back.
+_CLIENT_KEEPALIVE, _CLIENT_PATIENCE = (10, 10, 30), 300
 
 
 def make_server(
@@ -68,8 +72,7 @@ def make_server(
     # budgets bound memory.
     socket.rcvhwm = 0
     if socket.type == zmq.ROUTER:
-        socket.tcp_keepalive = 1
-        socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = _KEEPALIVE
+        _keep_alive(socket, _KEEPALIVE)
     if socket.type == zmq.XPUB:
         socket.xpub_verbose = True  # tell of each subscriber, not of each topic only
     if zap_domain:
@@ -91,6 +94,13 @@ def make_client(socket: zmq.Socket[Any], keys: KeyPair, server_key: bytes) -> No
     socket.curve_secretkey = keys.secret_key
     socket.curve_publickey = keys.public_key
     socket.curve_serverkey = server_key
+    _keep_alive(socket, _CLIENT_KEEPALIVE)
+    socket.tcp_maxrt = 1000 * _CLIENT_PATIENCE
+
+
+def _keep_alive(socket: zmq.Socket[Any], times: tuple[int, int, int]) -> None:
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = times
 
 
 @contextmanager

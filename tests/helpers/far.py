@@ -256,8 +256,8 @@ class FarHost:
 
 
 @contextlib.contextmanager
-def far_host() -> Iterator[FarHost]:
-    """Make the other host, its user, and its sshd."""
+def far_host(delay: float = 0.0) -> Iterator[FarHost]:
+    """Make the other host, its user, and its sshd; *delay* is what a packet takes, in seconds."""
     install_packages()
     number = secrets.randbelow(250) + 1, secrets.randbelow(250) + 1
     net = f"10.{number[0]}.{number[1]}"
@@ -269,7 +269,7 @@ def far_host() -> Iterator[FarHost]:
             f"curve{token}", f"{net}.2", f"{net}.1", f"fd00:{number[0]}:{number[1]}::2", user, folder
         )
         try:
-            _plug_in(host, f"far{token}", number)
+            _plug_in(host, f"far{token}", number, delay)
             host.sshd = _start_sshd(host)
             yield host
         finally:
@@ -280,10 +280,16 @@ def far_host() -> Iterator[FarHost]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _plug_in(host: FarHost, cable: str, number: tuple[int, int]) -> None:
+def _plug_in(host: FarHost, cable: str, number: tuple[int, int], delay: float) -> None:
     net, space = host.address.rpartition(".")[0], host.namespace
     call("ip", "netns", "add", space)
-    call("ip", "link", "add", cable, "type", "veth", "peer", "name", "cable", "netns", space)
+    if delay:
+        log = host.folder / "delay.log"
+        words = [sys.executable, str(Path(__file__).with_name("delay.py")), cable, space, "cable"]
+        host.others.append(start([*words, str(delay)], log))
+        wait_for("the slow cable", lambda: "ready" in log.read_text(), 20)
+    else:
+        call("ip", "link", "add", cable, "type", "veth", "peer", "name", "cable", "netns", space)
     call("ip", "address", "add", f"{net}.1/30", "dev", cable)
     call("ip", "-n", space, "address", "add", f"{net}.2/30", "dev", "cable")
     six = f"fd00:{number[0]}:{number[1]}::"
@@ -400,9 +406,10 @@ class Cluster:
         return [job for job in self.call("squeue", "-h", "-o", "%i").split() if job not in self.ignored]
 
     @contextlib.contextmanager
-    def blocked(self) -> Iterator[None]:
-        """Let one of the four processors be taken."""
-        job = self.call("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 200").strip()
+    def blocked(self, processors: int = 1) -> Iterator[None]:
+        """Let some of the four processors be taken."""
+        words = ("sbatch", "--parsable", "--output=/dev/null", f"--cpus-per-task={processors}")
+        job = self.call(*words, "--wrap=sleep 200").strip()
         self.ignored.add(job)
         wait_for("the job", lambda: "R" in self.call("squeue", "-h", "-j", job, "-o", "%t"), 30)
         try:

@@ -223,6 +223,30 @@ def run_code(client: Any, code: str, timeout: float = 60, **kwargs: Any) -> tupl
     return reply["content"]["status"], "".join(texts)
 
 
+def value(client: Any, code: str) -> Any:
+    """Return what the expression *code* is in the kernel, by way of JSON."""
+    status, text = run_code(client, f"import json; print(json.dumps({code}))")
+    assert status == "ok", text
+    return json.loads(text)
+
+
+def begin(client: Any, code: str, **kwargs: Any) -> str:
+    """Execute *code*, which first prints "begun"; gives the request's id once it has."""
+    request = client.execute(code, **kwargs)
+    while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
+        pass
+    return request
+
+
+def check_interrupt(client: Any, interrupt: Callable[[], object]) -> None:
+    """A cell that would run for a minute ends in KeyboardInterrupt once *interrupt* is called."""
+    # Without stop_on_error=False what comes right after is aborted.
+    code = "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)"
+    request = begin(client, code, stop_on_error=False)
+    interrupt()
+    assert client._recv_reply(request, timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+
+
 def printed_until(client: Any, code: str, says: Callable[[str], object], timeout: float = 60) -> str:
     """Execute *code*; gives what was printed until *says* holds, also by children after its end."""
     request = client.execute(code, allow_stdin=False)

@@ -18,7 +18,16 @@ import ipykernel
 import psutil
 import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
-from support import MODULE, check_error, headless, run_code, started, wait_for
+from support import (
+    MODULE,
+    begin,
+    check_error,
+    check_interrupt,
+    headless,
+    run_code,
+    started,
+    wait_for,
+)
 
 from curve_kernel.cli.kernelspecs import check_kernelspecs
 from curve_kernel.errors import CurveKernelError
@@ -78,14 +87,7 @@ def test_two_managers_share_a_kernel_and_leave_it_alive():
                 assert load_identity().secret_key.decode() not in text
 
             # An interrupt goes by message.
-            request = client.execute(
-                "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)",
-                stop_on_error=False,  # or what comes right after is aborted
-            )
-            while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-                pass
-            second.interrupt_kernel()
-            assert client._recv_reply(request, timeout=60)["content"]["ename"] == "KeyboardInterrupt"
+            check_interrupt(client, second.interrupt_kernel)
 
             # A restart is refused, and changes nothing.
             with says("is not restarted, it goes on as it was"):
@@ -93,9 +95,7 @@ def test_two_managers_share_a_kernel_and_leave_it_alive():
             assert run_code(other, "shared") == ("ok", "42")
 
             # Leaving does not disturb what others run.
-            request = client.execute("print('begun')\ntime.sleep(1.5)\nprint('done')")
-            while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-                pass
+            request = begin(client, "print('begun')\ntime.sleep(1.5)\nprint('done')")
             other.shutdown()
             other.stop_channels()
             copy = Path(second.connection_file)
@@ -132,9 +132,7 @@ def test_asynchronous_manager_busy_kernel_and_a_kernel_of_a_launcher():
     """The kernel is a launcher's, which has the secret, and busy while it is joined."""
     subprocess.run([*MODULE, "keygen"], check=True, timeout=30, stdout=subprocess.DEVNULL)
     with started("python3-curve") as (km, client):
-        request = client.execute("import time; print('begun'); time.sleep(60)")
-        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-            pass
+        request = begin(client, "import time; print('begun'); time.sleep(60)")
         name = attach(km.connection_file, "--name", "Joined", "--display-name", "Ours")
         assert name == "joined"
 

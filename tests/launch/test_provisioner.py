@@ -22,7 +22,7 @@ import pytest
 from jupyter_client import AsyncKernelManager, KernelManager
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import NoSuchKernel
-from support import CHANNELS, listening_ports, run_code, started, wait_for
+from support import CHANNELS, check_interrupt, listening_ports, run_code, started, wait_for
 
 import curve_kernel
 from curve_kernel.errors import CurveKernelError
@@ -76,12 +76,7 @@ def test_installed_kernelspec_start_restart_interrupt_shutdown():
         assert b"JUPYTER_CURVE" not in Path(f"/proc/{km.provisioner.pid}/environ").read_bytes()
 
         assert run_code(client, "x = 1; x") == ("ok", "1")
-        request = client.execute("import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)")
-        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-            pass
-        km.interrupt_kernel()
-        reply = client._recv_reply(request, timeout=60)
-        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        check_interrupt(client, km.interrupt_kernel)
 
         for now in (False, True):
             before = km.provisioner.pid

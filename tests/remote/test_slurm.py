@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import secrets
 import threading
@@ -15,17 +14,11 @@ import pytest
 from far import end, needs_root, start
 from jupyter_client import KernelManager
 from jupyter_client.ioloop import IOLoopKernelManager
-from support import run_code, started, wait_for
+from support import check_interrupt, run_code, started, value, wait_for
 
 from curve_kernel.errors import CurveKernelError
 
 pytestmark = [needs_root, pytest.mark.usefixtures("slurm")]
-
-
-def value(client: Any, code: str) -> Any:
-    status, text = run_code(client, f"import json; print(json.dumps({code}))")
-    assert status == "ok", text
-    return json.loads(text)
 
 
 def job_of(km: Any) -> str:
@@ -50,14 +43,7 @@ def test_a_session(cluster, monkeypatch, tmp_path):
         assert value(client, "__import__('os').getcwd()") == str(tmp_path)
         assert km.ip == cluster.host.address
 
-        request = client.execute(
-            "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)",
-            stop_on_error=False,  # or what comes right after is aborted
-        )
-        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-            pass
-        km.interrupt_kernel()
-        assert client._recv_reply(request, timeout=20)["content"]["ename"] == "KeyboardInterrupt"
+        check_interrupt(client, km.interrupt_kernel)
         run_code(client, "x = 1")
         job = job_of(km)
         km.restart_kernel()

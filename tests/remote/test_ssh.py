@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import re
 import secrets
 import signal
@@ -13,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
@@ -21,7 +21,7 @@ from far import FarHost, call, end, far_host, needs_root, start
 from jupyter_client import KernelManager
 from jupyter_client.connect import channel_socket_types
 from jupyter_client.ioloop import IOLoopKernelManager
-from support import CHANNELS, MODULE, run_code, started, wait_for
+from support import CHANNELS, MODULE, begin, check_interrupt, run_code, started, value, wait_for
 
 from curve_kernel import sockets
 from curve_kernel.client import BlockingKernelClient
@@ -56,12 +56,6 @@ def ssh_processes(far: FarHost) -> list[str]:
             if words[0] == b"ssh" and str(far.folder).encode() in b" ".join(words):
                 found.append(entry.name)
     return found
-
-
-def value(client: Any, code: str) -> Any:
-    status, text = run_code(client, f"import json; print(json.dumps({code}))")
-    assert status == "ok", text
-    return json.loads(text)
 
 
 def fails(name: str, says: str, hint: str = "", within: float = 20) -> str:
@@ -112,14 +106,7 @@ def test_a_session(far, monkeypatch):
         assert (seen["verdict"], seen["secret_key_in_file"]) == ("encrypted", False)
 
         # Interrupt goes by message.
-        request = client.execute(
-            "import time\nprint('begun')\nfor n in range(600): time.sleep(0.1)",
-            stop_on_error=False,  # or what comes right after is aborted
-        )
-        while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
-            pass
-        km.interrupt_kernel()
-        assert client._recv_reply(request, timeout=20)["content"]["ename"] == "KeyboardInterrupt"
+        check_interrupt(client, km.interrupt_kernel)
 
         # Input.
         request = client.execute("print(input('who? '))", allow_stdin=True)
@@ -327,34 +314,131 @@ def test_a_tunnel_is_one_process_and_comes_back(far):
     wait_for("the end of ssh", lambda: ssh_processes(far) == [], 5)
 
 
-def test_the_network_is_away_for_a_while(far):
-    far.kernelspec("far")
+@pytest.mark.parametrize("network", ["direct", "tunnel"])
+def test_the_network_is_away_for_a_while(far, network):
+    """What a cell prints meanwhile arrives when the network is back, all of it."""
+    seconds = float(os.environ.get("CURVE_KERNEL_CUT_SECONDS", "8"))
+    lines = int(seconds) + 3
+    far.kernelspec("far", network=network)
     with started("far", IOLoopKernelManager) as (km, client):
         run_code(client, "x = 1")
+        code = f"import time\nprint('begun')\nfor n in range({lines}): time.sleep(1); print(n)"
+        request = begin(client, code)
         far.cut()
-        until = time.monotonic() + float(os.environ.get("CURVE_KERNEL_CUT_SECONDS", "8"))
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             assert km.is_alive()
             time.sleep(1)
         far.restore()
+        back, printed = time.monotonic(), ""
+        while not printed.endswith(f"{lines - 1}\n"):
+            printed += client.get_iopub_msg(timeout=120)["content"].get("text", "")
+        assert printed.split() == [str(n) for n in range(lines)]
+        print(f"cut for {seconds:.0f} s; went on {time.monotonic() - back:.1f} s after that")
+        assert client._recv_reply(request, timeout=60)["content"]["status"] == "ok"
         assert value(client, "x") == 1
         assert km.is_alive()
 
 
-def test_the_host_loses_its_processes(far):
-    """Only a person starts the kernel again."""
+FORGET = """
+import ctypes, os, socket, threading, time
+
+def forget():
+    time.sleep(3)
+    libc = ctypes.CDLL(None)
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            peer = (one := socket.socket(fileno=os.dup(int(descriptor)))).getpeername()
+        except OSError:
+            continue
+        if peer[:1] == (DESK,):
+            libc.connect(one.fileno(), bytes(16), 16)  # AF_UNSPEC: gone, as after a time limit
+    for n in range(600):
+        time.sleep(0.2)
+        print("tick", n)
+
+threading.Thread(target=forget, daemon=True).start()
+print("begun")
+"""
+
+
+def test_a_host_that_has_given_up_the_connections(far):
+    """As a host does to a desk that sleeps for long, which does not get to know."""
+    far.kernelspec("far")
+    with started("far", IOLoopKernelManager) as (km, client):
+        run_code(client, f"x, DESK = 1, {far.desk_address!r}")
+        begin(client, FORGET)
+        far.cut()
+        time.sleep(8)
+        while True:
+            try:
+                client.get_iopub_msg(timeout=0)
+            except queue.Empty:
+                break
+        far.restore()
+        back, text = time.monotonic(), ""
+        while "tick" not in text:
+            text = client.get_iopub_msg(timeout=60)["content"].get("text", "")
+        print(f"heard again after {time.monotonic() - back:.1f} s")
+        assert value(client, "x") == 1
+        assert km.is_alive()
+
+
+SLEEPS = """
+client = km.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+client.execute_interactive("x = 42", timeout=60)
+print("ready", flush=True)
+sys.stdin.readline()
+client.execute_interactive("print(x)", timeout=60)
+print(km.is_alive(), flush=True)
+client.stop_channels()
+km.shutdown_kernel()
+"""
+
+
+def test_a_laptop_that_sleeps(far):
+    """Its processes stand still, and it answers nothing, until the launcher takes it for gone."""
+    far.kernelspec("far", orphan_timeout=12)
+    process, _ = desk("far", SLEEPS)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        far.cut()
+        time.sleep(10)
+        far.restore()
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate("\n", timeout=90)
+        assert out == "42\nTrue\n"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_the_host_loses_its_processes(far, restarts):
+    """By a kill, or as it starts anew; only a person starts the kernel again."""
     far.kernelspec("far")
     with started("far", IOLoopKernelManager) as (km, client):
         dead: list[float] = []
-        restarts: list[object] = []
+        restarted: list[object] = []
         km.add_restart_callback(lambda: dead.append(time.monotonic()), "dead")
-        km.add_restart_callback(lambda: restarts.append(1), "restart")
-        killed = time.monotonic()
+        km.add_restart_callback(lambda: restarted.append(1), "restart")
+        if restarts:
+            far.cut()
         for pid in far.processes("curve_kernel"):
             os.kill(pid, signal.SIGKILL)
-        wait_for("the end of the kernel", lambda: km.is_alive() is False or dead, 15)
+        if restarts:
+            time.sleep(5)
+            assert km.is_alive()
+            far.restore()
+        killed = time.monotonic()
+        wait_for("the end of the kernel", lambda: km.is_alive() is False or dead, 30)
         print(f"dead after {time.monotonic() - killed:.1f} s")
-        assert restarts == []
+        assert restarted == []
         assert km.is_alive() is False
         client.stop_channels()
         km.restart_kernel()
@@ -378,7 +462,10 @@ print(km.connection_file, flush=True)
 
 def desk(name: str, then: str) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", DESK.format(then), name], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DESK.format(then), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
