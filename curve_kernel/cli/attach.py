@@ -97,6 +97,7 @@ class AttachApp(Command):
             metavar="FILE",
             help="the kernel's connection file, or a part of its name",
         )
+        parser.add_argument("--existing", metavar="FILE", help="the same, as other commands have it")
         parser.add_argument("--name", help="the kernelspec's name, joined-KERNEL by default")
         parser.add_argument("--display-name", metavar="TEXT", help="what the launcher shows")
         parser.add_argument("--list", action="store_true", help="show what you have attached")
@@ -106,13 +107,17 @@ class AttachApp(Command):
         if options.list:
             self._list(options)
             return
-        if not options.file:
+        if options.file and options.existing:
+            raise CurveKernelError(
+                f"two kernels are named: {options.file} and {options.existing}", "leave out one of them"
+            )
+        if not (file := options.file or options.existing):
             raise CurveKernelError(
                 "which kernel to join is not said",
                 "python -m curve_kernel attach FILE; python -m curve_kernel status shows what runs",
             )
         keys.require_curve()
-        path = find(options.file)
+        path = find(file)
         need_identity(path)
         info = connection_file.read(path)
         facts, note = _ask(path, info)
@@ -148,7 +153,7 @@ class AttachApp(Command):
             print(f"curve_kernel: note: {note}", file=sys.stderr)  # noqa: T201
 
     def _list(self, options: argparse.Namespace) -> None:
-        if options.file or options.name or options.display_name:
+        if options.file or options.existing or options.name or options.display_name:
             raise CurveKernelError(
                 "--list shows what is attached, and attaches nothing", "leave out the other words"
             )
