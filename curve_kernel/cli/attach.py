@@ -24,13 +24,14 @@ from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
 from .connect import connected, find, need_identity, short_name
-from .install import installed, requirement, write_kernelspec
+from .install import check_kernelspec_name, installed, requirement, write_kernelspec
 
 __all__ = ["ATTACH_PROVISIONER", "RUNS", "AttachApp", "Attached"]
 
 ATTACH_PROVISIONER = "curve-attach-provisioner"
 RUNS = "runs"
 _INFO_TIMEOUT = 2.0
+_LONGEST = 40
 _NOT_WRITTEN = "make Jupyter's data folder yours; `jupyter --paths` shows where it is"
 
 
@@ -189,19 +190,23 @@ def _ask(path: str, info: dict[str, Any]) -> tuple[dict[str, Any], str]:
             )
     finally:
         client.stop_channels()
-    language = reply.get("language_info") or {}
-    name = str(language.get("name") or "python")
+    language, features = reply.get("language_info"), reply.get("supported_features")
+    if not isinstance(language, dict):  # the kernel may be anybody's
+        language = {}
+    name = printable(str(language.get("name") or "python"))[:_LONGEST]
     version = str(language.get("version") or ("3" if name == "python" else "")).partition(".")[0]
     facts = {
         "language": name,
-        "shown": f"{name.capitalize()} {version}".strip(),
-        "debugger": bool(reply.get("debugger") or "debugger" in reply.get("supported_features", ())),
+        "shown": f"{name.capitalize()} {printable(version)[:_LONGEST]}".strip(),
+        "debugger": bool(reply.get("debugger"))
+        or (isinstance(features, list) and "debugger" in features),
     }
     return facts, note
 
 
 def _check_name(name: str, path: str) -> None:
     """Make sure that a kernelspec of that name may be written: there is none, or it is of this file."""
+    check_kernelspec_name(name)
     folder = Path(jupyter_data_dir(), "kernels", name)
     if not os.path.lexists(folder):
         # One in the user's folder would hide one in the environment, python3 for example.

@@ -30,6 +30,7 @@ __all__ = [
     "KERNELS",
     "NAME",
     "InstallApp",
+    "check_kernelspec_name",
     "install_beside",
     "installed",
     "kernel_spec",
@@ -168,6 +169,18 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     return spec
 
 
+def check_kernelspec_name(name: str) -> None:
+    """Refuse a name of dots: jupyter_client would replace the folder of all kernelspecs, or one above.
+
+    Raises
+    ------
+    CurveKernelError
+        If it is one.
+    """
+    if not name.strip("."):
+        raise CurveKernelError(f"{name!r} is no name for a kernelspec", "choose another --name")
+
+
 def write_kernelspec(
     manager: KernelSpecManager,
     spec: dict[str, Any],
@@ -184,9 +197,7 @@ def write_kernelspec(
     CurveKernelError
         If it can't be written, for which there is the *hint*, or its name is no kernelspec's.
     """
-    if not name.strip("."):
-        # jupyter_client would replace the folder of all kernelspecs, or what is above it.
-        raise CurveKernelError(f"{name!r} is no name for a kernelspec", "choose another --name")
+    check_kernelspec_name(name)
     # What it warns about, the command says once, as a note.
     manager.log.setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

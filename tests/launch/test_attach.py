@@ -216,6 +216,29 @@ def test_a_kernel_that_was_started_anew_and_a_viewer(folder):
         check_error(err, "key not authorized", "identity.key")
 
 
+ODD = """from ipykernel.ipkernel import IPythonKernel
+class Kernel(IPythonKernel):
+    @property
+    def kernel_info(self):
+        language = {"name": "\\x1b]0;odd\\x07" + 500 * "x", "version": [3]}
+        return {**super().kernel_info, "language_info": language, "supported_features": 7}
+"""
+
+
+def test_what_a_kernel_says_of_itself_steers_no_terminal(tmp_path):
+    make_identity()
+    (tmp_path / "odd.py").write_text(ODD)
+    file = runtime() / "odd.json"
+    options = ("--allowlist", "--IPKernelApp.kernel_class=odd.Kernel")
+    with headless(*options, file=file, env={"PYTHONPATH": str(tmp_path)}):
+        status, out, err = command("attach", str(file))
+    assert (status, err) == (0, "")
+    assert "]0;odd" in out
+    assert out.replace("\n", "").isprintable()
+    spec = json.loads((specs() / "joined-odd" / "kernel.json").read_text())
+    assert len(spec["display_name"]) < 120
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
