@@ -174,6 +174,14 @@ class Lab:
                 ".lm-Menu-item:visible", has_text=re.compile(f"^{re.escape(name)}")
             ).first.click()
 
+    def choose_kernel(self, title: str) -> None:
+        self.kernel_name.click()
+        dialog = self.page.locator(".jp-Dialog")
+        dialog.locator("select").select_option(label=title)
+        dialog.get_by_role("button", name="Select Kernel").click()
+        expect(self.kernel_name).to_have_text(title, timeout=30_000)
+        self.wait_idle()
+
     def console_of_all(self) -> Locator:
         """Open a console on the notebook's kernel, which shows what others run there."""
         self.cells.last.click(button="right")

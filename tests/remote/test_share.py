@@ -147,12 +147,7 @@ def test_a_jupyterlab_on_each_of_two_machines(tmp_path):
         her_lab.run("print(loss[0], 'is still there')", "0.9 is still there")
 
         # It comes back, and finds all as it was; then the other leaves.
-        lab.kernel_name.click()
-        dialog = lab.page.locator(".jp-Dialog")
-        dialog.locator("select").select_option(label="Python 3 joined to kernel-8a1f")
-        dialog.get_by_role("button", name="Select Kernel").click()
-        expect(lab.kernel_name).to_have_text("Python 3 joined to kernel-8a1f", timeout=30_000)
-        lab.wait_idle()
+        lab.choose_kernel("Python 3 joined to kernel-8a1f")
         lab.run("print(loss[1], 'for me too')", "0.5 for me too")
         her_lab.menu("Kernel", "Shut Down Kernel")
         expect(her_lab.kernel_name).to_have_text("No Kernel", timeout=30_000)
