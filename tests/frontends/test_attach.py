@@ -156,11 +156,12 @@ def test_two_users_on_one_kernel(tmp_path, her):
         lab.run("print(reply, 'and left')", "said by vera and left")
 
         # She comes again, her restart is refused with a sentence, and changes nothing.
-        other.reload()
         her_lab = Lab(other, hers)
         her_lab.open_notebook("Python 3 joined to for-vera")
         refused(her_lab)
         lab.run("print(reply, 'still')", "said by vera still")
+        her_lab.choose_kernel("Python 3 joined to for-vera")
+        her_lab.run("print(shared, 'again')", "said by root again")
 
         # As a viewer she gets a sentence in place of a notebook.
         share(certificate, str(file), "--name=vera", "--role=viewer")
@@ -259,6 +260,8 @@ def test_notebook_7(tmp_path):
         assert run_code(client, "x") == ("ok", "42")
         refused(notebook)
         assert run_code(client, "x") == ("ok", "42")
+        notebook.choose_kernel("Python 3 joined to kernel-8a1f")
+        notebook.run("print(x, 'as it was')", "42 as it was")
         notebook.screenshot("joined-notebook-7")
         notebook.menu("Kernel", "Shut Down Kernel")
         wait_for("the server to have left", lambda: list(file.parent.glob("kernel-*")) == [file], 20)
