@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ class _Parser(argparse.ArgumentParser):
         option = next((word for word in words if word.startswith("-")), "").partition("=")[0]
         hint = f"see {self.prog} --help"
         if not option:
+            if "--name" in self._option_string_actions and not self._get_positional_actions():
+                hint = f"did you mean --name {shlex.quote(words[0])}? {hint}"
             fail(CurveKernelError(f"there is a word too many: {words[0]}", hint))
         meant = suggest(option, self._option_string_actions)
         hint = f"did you mean {meant}? {hint}" if meant else hint
@@ -82,9 +86,21 @@ class Command(Application):
         except RuntimeError as error:
             fail(no_home(error))
         except BrokenPipeError:
-            # The reader has left, as `head` does. What is buffered still must go somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader has left, as `head` does.
+            _drop_output()
             status = 128 + signal.SIGPIPE
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            _drop_output()
+            what = error.filename or "the output"
+            fail(CurveKernelError(f"{what} can't be written: {error.strerror}", "make room for it"))
         except KeyboardInterrupt:
             status = 130
         raise SystemExit(status or 0)
+
+
+def _drop_output() -> None:
+    """Let what is buffered go nowhere, rather than fail once more at the interpreter's end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

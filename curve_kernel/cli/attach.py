@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
+import os
 import queue
 import re
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,15 @@ from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
 from .connect import connected, find, need_identity, short_name
-from .install import installed, requirement, resources
+from .install import check_kernelspec_name, installed, requirement, write_kernelspec
 
 __all__ = ["ATTACH_PROVISIONER", "RUNS", "AttachApp", "Attached"]
 
 ATTACH_PROVISIONER = "curve-attach-provisioner"
 RUNS = "runs"
 _INFO_TIMEOUT = 2.0
+_LONGEST = 40
+_NOT_WRITTEN = "make Jupyter's data folder yours; `jupyter --paths` shows where it is"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class AttachApp(Command):
             metavar="FILE",
             help="the kernel's connection file, or a part of its name",
         )
+        parser.add_argument("--existing", metavar="FILE", help="the same, as other commands have it")
         parser.add_argument("--name", help="the kernelspec's name, joined-KERNEL by default")
         parser.add_argument("--display-name", metavar="TEXT", help="what the launcher shows")
         parser.add_argument("--list", action="store_true", help="show what you have attached")
@@ -107,13 +108,17 @@ class AttachApp(Command):
         if options.list:
             self._list(options)
             return
-        if not options.file:
+        if options.file and options.existing:
+            raise CurveKernelError(
+                f"two kernels are named: {options.file} and {options.existing}", "leave out one of them"
+            )
+        if not (file := options.file or options.existing):
             raise CurveKernelError(
                 "which kernel to join is not said",
                 "python -m curve_kernel attach FILE; python -m curve_kernel status shows what runs",
             )
         keys.require_curve()
-        path = find(options.file)
+        path = find(file)
         need_identity(path)
         info = connection_file.read(path)
         facts, note = _ask(path, info)
@@ -134,7 +139,8 @@ class AttachApp(Command):
                 },
             },
         }
-        destination = _install(spec, name)
+        # For this user: the file is this user's, and so is the key pair.
+        destination = write_kernelspec(KernelSpecManager(), spec, name, user=True, hint=_NOT_WRITTEN)
         for line in (
             f"Attached to the kernel of {path}: kernelspec {name} in {destination}",
             f'In JupyterLab it is the tile "{spec["display_name"]}". Shutting it down leaves the kernel'
@@ -148,7 +154,7 @@ class AttachApp(Command):
             print(f"curve_kernel: note: {note}", file=sys.stderr)  # noqa: T201
 
     def _list(self, options: argparse.Namespace) -> None:
-        if options.file or options.name or options.display_name:
+        if options.file or options.existing or options.name or options.display_name:
             raise CurveKernelError(
                 "--list shows what is attached, and attaches nothing", "leave out the other words"
             )
@@ -175,26 +181,38 @@ def _ask(path: str, info: dict[str, Any]) -> tuple[dict[str, Any], str]:
     else:
         # On control a busy kernel answers, too.
         client.control_channel.send(client.session.msg("kernel_info_request"))
-        with contextlib.suppress(queue.Empty):
+        try:
             reply = client.get_control_msg(timeout=_INFO_TIMEOUT)["content"]
+        except queue.Empty:
+            note = (
+                f"the kernel accepts you and has not answered in {_INFO_TIMEOUT:.0f} s: it may be busy,"
+                f" or the HMAC key in {path} is not its own"
+            )
     finally:
         client.stop_channels()
-    language = reply.get("language_info") or {}
-    name = str(language.get("name") or "python")
+    language, features = reply.get("language_info"), reply.get("supported_features")
+    if not isinstance(language, dict):  # the kernel may be anybody's
+        language = {}
+    name = printable(str(language.get("name") or "python"))[:_LONGEST]
     version = str(language.get("version") or ("3" if name == "python" else "")).partition(".")[0]
     facts = {
         "language": name,
-        "shown": f"{name.capitalize()} {version}".strip(),
-        "debugger": bool(reply.get("debugger") or "debugger" in reply.get("supported_features", ())),
+        "shown": f"{name.capitalize()} {printable(version)[:_LONGEST]}".strip(),
+        "debugger": bool(reply.get("debugger"))
+        or (isinstance(features, list) and "debugger" in features),
     }
     return facts, note
 
 
 def _check_name(name: str, path: str) -> None:
     """Make sure that a kernelspec of that name may be written: there is none, or it is of this file."""
+    check_kernelspec_name(name)
     folder = Path(jupyter_data_dir(), "kernels", name)
-    if not folder.exists():
-        return
+    if not os.path.lexists(folder):
+        # One in the user's folder would hide one in the environment, python3 for example.
+        if (shown := KernelSpecManager().find_kernel_specs().get(name)) is None:
+            return
+        folder = Path(shown)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if (before := Attached.read(folder)).file != path and before.state() == RUNS:
             raise CurveKernelError(
@@ -203,22 +221,3 @@ def _check_name(name: str, path: str) -> None:
             )
         return
     raise CurveKernelError(f"there is another kernelspec {name}: {folder}", "choose another --name")
-
-
-def _install(spec: dict[str, Any], name: str) -> str:
-    """Write a kernelspec for this user: its file is this user's, and so is the key pair."""
-    manager = KernelSpecManager()
-    manager.log.setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "spec"
-        shutil.copytree(resources(), source)
-        (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
-        try:
-            return str(manager.install_kernel_spec(str(source), name, user=True))
-        except OSError as error:
-            raise CurveKernelError(
-                f"the kernelspec can't be written: {error}",
-                "make Jupyter's data folder yours; `jupyter --paths` shows where it is",
-            ) from None
-        except ValueError as error:
-            raise CurveKernelError(str(error), "choose another --name") from None

@@ -210,7 +210,9 @@ class _ExistingCommand(Command):
             If there is no such file, or it is not a connection file.
         """
         if options.name and options.existing and options.name != options.existing:
-            raise CurveKernelError(f"two kernels are named: {options.name} and {options.existing}")
+            raise CurveKernelError(
+                f"two kernels are named: {options.name} and {options.existing}", "leave out one of them"
+            )
         path = find(options.name or options.existing or None)
         need_identity(path)
         return path
@@ -339,8 +341,8 @@ class WatchApp(_ExistingCommand):
         printer = Printer(color=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
         ends = f", {show(end)}" if end else ""
         try:
-            printer.note(f"watching {name}, read-only{ends}; Ctrl-C leaves")
             shown = _serve(short_name(path), options.port or 0) if options.web else printer
+            printer.note(f"watching {name}, read-only{ends}; Ctrl-C leaves")
             connected(path, lambda: self._follow(client, path, shown))
             if options.web:
                 printer.note("the kernel has ended; Ctrl-C ends the page")

@@ -30,6 +30,7 @@ __all__ = [
     "KERNELS",
     "NAME",
     "InstallApp",
+    "check_kernelspec_name",
     "install_beside",
     "installed",
     "kernel_spec",
@@ -39,6 +40,7 @@ __all__ = [
     "resources",
     "runs_curve_kernel",
     "shipped_spec",
+    "write_kernelspec",
 ]
 
 NAME = "python3-curve"
@@ -167,6 +169,53 @@ def kernel_spec(options: argparse.Namespace) -> dict[str, Any]:
     return spec
 
 
+def check_kernelspec_name(name: str) -> None:
+    """Refuse a name of dots: jupyter_client would replace the folder of all kernelspecs, or one above.
+
+    Raises
+    ------
+    CurveKernelError
+        If it is one.
+    """
+    if not name.strip("."):
+        raise CurveKernelError(f"{name!r} is no name for a kernelspec", "choose another --name")
+
+
+def write_kernelspec(
+    manager: KernelSpecManager,
+    spec: dict[str, Any],
+    name: str,
+    *,
+    user: bool,
+    prefix: str | None = None,
+    hint: str,
+) -> Path:
+    """Write a kernelspec with the logos, where Jupyter looks, and return its folder.
+
+    Raises
+    ------
+    CurveKernelError
+        If it can't be written, for which there is the *hint*, or its name is no kernelspec's.
+    """
+    check_kernelspec_name(name)
+    # What it warns about, the command says once, as a note.
+    manager.log.setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "spec"
+        shutil.copytree(resources(), source)
+        (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
+        try:
+            destination = Path(manager.install_kernel_spec(str(source), name, user=user, prefix=prefix))
+            if destination.name == NATIVE_KERNEL_NAME:
+                replaced_mark(destination).parent.mkdir(parents=True, exist_ok=True)
+                replaced_mark(destination).touch()
+        except OSError as error:
+            raise CurveKernelError(f"the kernelspec can't be written: {error}", hint) from None
+        except ValueError as error:
+            raise CurveKernelError(str(error), "choose another --name") from None
+    return destination
+
+
 class InstallApp(Command):
     """Installs the kernelspec."""
 
@@ -258,28 +307,12 @@ class InstallApp(Command):
             prefix = sys.prefix if os.access(sys.prefix, os.W_OK) else None
             user = prefix is None
         manager = KernelSpecManager()
-        # What it warns about is said below, once, as a note.
-        manager.log.setLevel(logging.ERROR)
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "spec"
-            shutil.copytree(resources(), source)
-            (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")
-            try:
-                destination = Path(
-                    manager.install_kernel_spec(str(source), name, user=user, prefix=prefix)
-                )
-                if destination.name == NATIVE_KERNEL_NAME:
-                    replaced_mark(destination).parent.mkdir(parents=True, exist_ok=True)
-                    replaced_mark(destination).touch()
-            except OSError as error:
-                raise CurveKernelError(
-                    f"the kernelspec can't be written: {error}",
-                    "try --sys-prefix, or set JUPYTER_DATA_DIR to a folder that you can write"
-                    if user
-                    else "try --user or --sys-prefix",
-                ) from None
-            except ValueError as error:
-                raise CurveKernelError(str(error), "choose another --name") from None
+        hint = (
+            "try --sys-prefix, or set JUPYTER_DATA_DIR to a folder that you can write"
+            if user
+            else "try --user or --sys-prefix"
+        )
+        destination = write_kernelspec(manager, spec, name, user=user, prefix=prefix, hint=hint)
         print(f"Installed kernelspec {name.lower()} in {destination}")  # noqa: T201
         if remote:
             tell_of_far_side(spec)

@@ -103,7 +103,7 @@ class ShareApp(Command):
             _protect_output()
         list_client(name, options.role, public_key, until=end, force=options.force)
         info |= shared(name, options.role, end, pair)
-        print(json.dumps(info, indent=1))  # noqa: T201
+        print(json.dumps(info, indent=1), flush=True)  # noqa: T201
         for line in _remarks(name, options.role, end, pair, note):
             print(f"curve_kernel: {line}", file=sys.stderr)  # noqa: T201
 

@@ -164,6 +164,8 @@ class AttachProvisioner(KernelProvisionerBase):
         ready.set_exception(error)
         km: Any = self.parent
         km._ready = ready
+        # A server drops a manager that is not ready as it is.
+        km.cleanup_connection_file()
 
     async def poll(self) -> int | None:
         """Tell whether the kernel runs and accepts this user: None if so.

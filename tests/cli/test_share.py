@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support import MODULE, connection_info, headless
+from support import MODULE, check_error, connection_info, headless
 from test_commands import fails, run
 
 from curve_kernel import connection_file
@@ -145,6 +145,11 @@ def test_addresses(certificate):
         status, out, _ = run(*words, "--existing=here", "--ip=localhost")
         assert status == 0
         assert json.loads(out)["ip"] == "localhost"
+        with Path("/dev/full").open("w") as full:
+            command = [*MODULE, *words, "--existing=here", "--ip=127.0.0.1"]
+            done = subprocess.run(command, stdout=full, stderr=-1, text=True, timeout=60)
+        assert done.returncode == 1
+        check_error(done.stderr, "the output can't be written: No space left", "make room")
         # On a terminal it asks.
         for answer, says in (("y", '"ip": "127.0.0.1"'), ("", "for whom is it?")):
             child = pexpect.spawn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from support import MODULE, headless, run_code, wait_for
 
 pytest.importorskip("playwright")
-from browser import CHROMIUM, SCREENSHOTS, Lab, browser_page, jupyter_server
-from playwright.sync_api import Page, expect
+from browser import CHROMIUM, Lab, browser_page, jupyter_server
+from playwright.sync_api import expect
+from test_notebook import Notebook, interrupt_loop
 
 from curve_kernel.client import BlockingKernelClient
 from curve_kernel.keys.certificates import load_identity
@@ -144,23 +146,22 @@ def test_two_users_on_one_kernel(tmp_path, her):
 
         # She leaves, and the kernel goes on for me.
         lab.type_cell("import time; time.sleep(3); print('not', 'interrupted')")
-        cell = lab.cells.last
         page.keyboard.press("Shift+Enter")
         her_lab.menu("Kernel", "Shut Down Kernel")
-        expect(other.locator(".jp-NotebookPanel:visible .jp-KernelName")).to_have_text("No Kernel")
+        expect(her_lab.kernel_name).to_have_text("No Kernel")
         wait_for(
             "her server to have left", lambda: not list((her.home / "runtime").glob("kernel-*")), 20
         )
         expect(page.locator(".jp-NotebookPanel:visible")).to_contain_text("not interrupted")
         lab.run("print(reply, 'and left')", "said by vera and left")
-        assert cell is not None
 
         # She comes again, her restart is refused with a sentence, and changes nothing.
-        other.reload()
         her_lab = Lab(other, hers)
         her_lab.open_notebook("Python 3 joined to for-vera")
         refused(her_lab)
         lab.run("print(reply, 'still')", "said by vera still")
+        her_lab.choose_kernel("Python 3 joined to for-vera")
+        her_lab.run("print(shared, 'again')", "said by root again")
 
         # As a viewer she gets a sentence in place of a notebook.
         share(certificate, str(file), "--name=vera", "--role=viewer")
@@ -181,21 +182,16 @@ def refused(lab: Lab) -> None:
     dialog.get_by_role("button", name="Ok").click()
 
 
-def console_shows_what_others_run(page: Page, info: dict[str, Any]) -> None:
+def console_shows_what_others_run(lab: Lab, info: dict[str, Any]) -> None:
     """A console in JupyterLab shows all of a kernel's cells, those of other front ends too."""
-    page.locator(".jp-NotebookPanel:visible .jp-CodeCell").last.click(button="right")
-    page.locator(".lm-Menu-item:visible", has_text="New Console for Notebook").click()
-    console = page.locator(".jp-CodeConsole:visible")
-    expect(console).to_be_visible()
-    console.locator(".jp-CodeConsole-content").click(button="right")
-    page.locator(".lm-Menu-item:visible", has_text="Show All Kernel Activity").click()
+    console = lab.console_of_all()
     client = BlockingKernelClient(client_keys=load_identity())
     client.load_connection_info(info)
     client.start_channels()
     assert run_code(client, "print('seen', 'there')") == ("ok", "seen there\n")
     client.stop_channels()
     expect(console).to_contain_text("seen there", timeout=30_000)
-    page.screenshot(path=SCREENSHOTS / "joined-console.png")
+    lab.screenshot("joined-console")
 
 
 def test_a_kernel_by_hand_that_ends(tmp_path):
@@ -218,7 +214,7 @@ def test_a_kernel_by_hand_that_ends(tmp_path):
             assert run_code(client, "x = 41") == ("ok", "")
             client.stop_channels()
             lab.run("print(x + 1)", "42")
-            console_shows_what_others_run(page, info)
+            console_shows_what_others_run(lab, info)
         dialog = page.locator(".jp-Dialog").filter(has_text="has ended")
         with contextlib.suppress(AssertionError):
             # JupyterLab believes that every kernel that ends is started again.
@@ -231,3 +227,43 @@ def test_a_kernel_by_hand_that_ends(tmp_path):
         dialog = page.locator(".jp-Dialog")
         expect(dialog).to_contain_text("kernel-8a1f.json has ended", timeout=30_000)
         lab.screenshot("joined-ended")
+
+
+def test_notebook_7(tmp_path):
+    """It joins, shares the state, interrupts, is refused a restart, and leaves."""
+    assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    file = Path(os.environ["JUPYTER_RUNTIME_DIR"], "kernel-8a1f.json")
+    with contextlib.ExitStack() as stack:
+        process, info = stack.enter_context(headless("--allowlist", file=file))
+        done = subprocess.run([*MODULE, "attach", str(file)], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        client = BlockingKernelClient(client_keys=load_identity())
+        client.load_connection_info(info)
+        client.start_channels()
+        stack.callback(client.stop_channels)
+        assert run_code(client, "x = 41") == ("ok", "")
+        server = jupyter_server(folder, tmp_path / "server.log", app="notebook")
+        address = stack.enter_context(server)
+        page = stack.enter_context(browser_page())
+        page.goto(f"{address}/tree?token=t0ken")
+        page.get_by_text(re.compile("^New$")).first.click(timeout=60_000)
+        with page.context.expect_page() as opened:
+            page.locator(".lm-Menu-item:visible", has_text="joined to kernel-8a1f").click()
+        opened.value.set_default_timeout(30_000)
+        notebook = Notebook.__new__(Notebook)
+        notebook.page = opened.value
+        notebook.wait_open(1)
+        notebook.run("import time; x += 1; print(x)", "42")
+        interrupt_loop(notebook)
+        assert run_code(client, "x") == ("ok", "42")
+        refused(notebook)
+        assert run_code(client, "x") == ("ok", "42")
+        notebook.choose_kernel("Python 3 joined to kernel-8a1f")
+        notebook.run("print(x, 'as it was')", "42 as it was")
+        notebook.screenshot("joined-notebook-7")
+        notebook.menu("Kernel", "Shut Down Kernel")
+        wait_for("the server to have left", lambda: list(file.parent.glob("kernel-*")) == [file], 20)
+        assert run_code(client, "x") == ("ok", "42")
+        assert process.poll() is None

@@ -264,6 +264,6 @@ def test_wrong_uses(tmp_path):
                 done = subprocess.run(
                     [*MODULE, "watch", file, *words], capture_output=True, text=True, timeout=60
                 )
-                assert done.returncode == 1
+                assert (done.returncode, done.stdout) == (1, "")
                 err = done.stderr.partition("identity.key\n")
                 check_error(err[2] or err[0], says, hint)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import BrowserType, Locator, Page, expect, sync_playwright
 from support import SCREENSHOTS, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -60,6 +62,8 @@ def jupyter_server(
 
         def answers() -> bool:
             assert process.poll() is None, log.read_text()
+            if prefix:  # its loopback may be another host's
+                return "is running at" in log.read_text()
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=t0ken", timeout=2).close()
                 return True
@@ -78,9 +82,19 @@ def jupyter_server(
 
 @contextlib.contextmanager
 def browser_page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
+    with sync_playwright() as playwright, open_browser(playwright.chromium) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def open_browser(kind: BrowserType, prefix: Sequence[str] = ()) -> Iterator[Page]:
+    """Run a browser, with *prefix* on another host; gives a page."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "browser")
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([*prefix, str(CHROMIUM)])} "$@"\n')
+        program.chmod(0o755)
+        browser = kind.launch(
+            executable_path=program if prefix else CHROMIUM,
             args=[
                 "--no-sandbox",
                 "--disable-gpu",
@@ -119,13 +133,16 @@ class Lab:
     def open_notebook(self, title: str) -> None:
         self.tile(title).click()
         expect(self.page.locator(".jp-NotebookPanel:visible .jp-Cell")).to_have_count(1)
-        name = self.page.locator(".jp-NotebookPanel:visible .jp-KernelName")
-        expect(name).to_have_text(title, timeout=30_000)
+        expect(self.kernel_name).to_have_text(title, timeout=30_000)
         self.wait_idle()
 
     def wait_idle(self) -> None:
         indicator = self.page.locator(".jp-NotebookPanel:visible .jp-Notebook-ExecutionIndicator")
         expect(indicator).to_have_attribute("data-status", "idle", timeout=30_000)
+
+    @property
+    def kernel_name(self) -> Locator:
+        return self.page.locator(".jp-NotebookPanel:visible .jp-KernelName")
 
     @property
     def cells(self) -> Locator:
@@ -156,6 +173,25 @@ class Lab:
             self.page.locator(
                 ".lm-Menu-item:visible", has_text=re.compile(f"^{re.escape(name)}")
             ).first.click()
+
+    def choose_kernel(self, title: str) -> None:
+        self.kernel_name.click()
+        dialog = self.page.locator(".jp-Dialog")
+        dialog.locator("select").select_option(label=title)
+        dialog.get_by_role("button", name="Select Kernel").click()
+        expect(self.kernel_name).to_have_text(title, timeout=30_000)
+        self.wait_idle()
+
+    def console_of_all(self) -> Locator:
+        """Open a console on the notebook's kernel, which shows what others run there."""
+        self.cells.last.click(button="right")
+        item = self.page.locator(".lm-Menu-item:visible")
+        item.filter(has_text="New Console for Notebook").click()
+        console = self.page.locator(".jp-CodeConsole:visible")
+        expect(console).to_be_visible()
+        console.locator(".jp-CodeConsole-content").click(button="right")
+        item.filter(has_text="Show All Kernel Activity").click()
+        return console
 
     def restart(self) -> None:
         self.menu("Kernel", "Restart Kernel…")

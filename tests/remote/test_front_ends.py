@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from far import Cluster, needs_root
-from support import MODULE, wait_for
+from support import MODULE, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
 
 pytestmark = [needs_root, pytest.mark.usefixtures("slurm")]
@@ -184,6 +184,55 @@ def test_programs_that_execute_a_notebook(cluster, engine, tmp_path):
             lambda: not cluster.host.processes("curve_kernel launch"),
             10,
         )
+
+
+def test_a_kernel_of_launch_is_joined(cluster, tmp_path):
+    """By further front ends at the desk, and by the far user on the kernel's own host."""
+    nbformat = pytest.importorskip("nbformat")
+    host = cluster.host
+    host.kernelspec("far")
+    far_env = {"HOME": str(host.user.home), "PATH": os.environ["PATH"]}
+    notebook = tmp_path / "in.ipynb"
+    cells = [nbformat.v4.new_code_cell("shared.append('notebook'); shared")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+
+    def call(*words: str, stdin: str = "", far: bool = False) -> str:
+        python, env = ([sys.executable], {**os.environ})
+        if far:
+            python, env = [*host.prefix, *host.user.prefix, host.user.python], far_env
+        done = subprocess.run(
+            [*python, "-m", *words],
+            input=stdin,
+            env=env,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("curve_kernel", "keygen")
+    with started("far") as (km, client):
+        run_code(client, "shared = []")
+        call("curve_kernel", "attach", km.connection_file, "--name", "joined")
+        # At the end of its input a console leaves; `exit` would be code, and end the kernel.
+        console = ("jupyter_console", "--kernel=joined", "--simple-prompt", "--no-confirm-exit")
+        call(*console, stdin="shared.append('console')\n")
+        call("jupyter", "execute", "--kernel_name=joined", "--inplace", str(notebook))
+        [output] = nbformat.read(notebook, as_version=4).cells[0].outputs
+        assert output.data["text/plain"] == "['console', 'notebook']"
+
+        call("curve_kernel", "keygen", far=True)
+        [file] = host.user.home.glob("**/kernel-*.json")
+        call("curve_kernel", "attach", str(file), "--name", "joined", far=True)
+        call(*console, stdin="shared.append('far console')\n", far=True)
+        assert run_code(client, "shared") == ("ok", "['console', 'notebook', 'far console']")
+        assert "  runs  " in call("curve_kernel", "attach", "--list")
+    assert "  has ended  " in call("curve_kernel", "attach", "--list")
+    assert "  has ended  " in call("curve_kernel", "attach", "--list", far=True)
+    wait_for("the end of the kernel", lambda: not host.processes("curve_kernel"), 20)
 
 
 @needs_tmux
