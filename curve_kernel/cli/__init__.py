@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
         option = next((word for word in words if word.startswith("-")), "").partition("=")[0]
         hint = f"see {self.prog} --help"
         if not option:
-            if "--name" in self._option_string_actions and not self._get_positional_actions():
+            if "--name" in self._option_string_actions:
                 hint = f"did you mean --name {shlex.quote(words[0])}? {hint}"
             fail(CurveKernelError(f"there is a word too many: {words[0]}", hint))
         meant = suggest(option, self._option_string_actions)
