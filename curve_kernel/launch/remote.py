@@ -8,6 +8,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo, port_names
@@ -25,6 +26,7 @@ from .engines import Engine, Ready
 from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
 from .processes import interruptible
+from .progress import tell_progress
 from .provisioner import StartError
 from .slurm import SlurmEngine
 from .ssh import Ssh, SshEngine
@@ -246,7 +248,9 @@ class RemoteProvisioner(KernelProvisionerBase):
         self._status, self._lost = None, ""
         arguments = self.launcher_arguments(self._pair, self.start_timeout)
         self.log.info("Kernel %s is started on %s", km.kernel_name, self._engine.where)
-        self._ready = ready = await self._engine.launch(arguments, self.start_timeout, self.log.warning)
+        self._ready = ready = await self._engine.launch(
+            arguments, self.start_timeout, partial(tell_progress, self)
+        )
         if not self._wanted:
             raise StartError(f"the start of kernel {km.kernel_name} was given up")
         deadline = max(deadline, time.monotonic() + _REACH_LIMIT)

@@ -117,7 +117,7 @@ class SlurmEngine(Engine):
         job, interval = self._job, _INTERVAL if self._ssh is None else _INTERVAL_BY_SSH
         submitted = heard = time.monotonic()
         started: float | None = None
-        told, told_at = "", 0.0
+        told, told_at = "", submitted
         script = f'squeue -h -j {job} -o "%T %r"; echo; cat {_FOLDER}/{job}.out'
         while True:
             # Not to be a burden on those who run Slurm.
@@ -153,7 +153,8 @@ class SlurmEngine(Engine):
                         "ask for less in sbatch_options, or wait longer with queue_timeout",
                     )
                 text = f"Slurm job {job} is {state} ({reason}), for {self._queue_timeout:.0f} s at most"
-                if (reason and text != told) or now - told_at > _REPEAT:
+                # Until Slurm has looked at the job, its reason is None.
+                if (reason not in ("", "None") and text != told) or now - told_at > _REPEAT:
                     told, told_at = text, now
                     progress(text)
             elif state in _RUNNING:

@@ -285,6 +285,45 @@ def test_jupyterlab(cluster, tmp_path):
     wait_for("the end of all kernels", lambda: not host.processes("curve_kernel"), 20)
 
 
+def test_jupyterlab_says_what_a_job_waits_for(cluster, tmp_path):
+    """The job waits for the only node, and is cancelled; the next one waits, and runs."""
+    pytest.importorskip("playwright")
+    from browser import CHROMIUM, Lab, browser_page, jupyter_server
+
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium")
+    install(cluster, "--slurm", "--display-name", "In Slurm", "--sbatch-option=--cpus-per-task=3")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    with jupyter_server(folder, tmp_path / "server.log") as address, browser_page() as page:
+        lab = Lab(page, address)
+        with cluster.blocked(2):  # the job of conftest.py may have the third
+            lab.tile("In Slurm").click()
+            toast = page.locator(".Toastify__toast")
+            toast.wait_for()
+            lab.screenshot("remote-waits")
+            [job] = cluster.jobs()
+            assert f"Slurm job {job} is PENDING (Resources)" in toast.inner_text()
+            cluster.call("scancel", job)
+            dialog = page.locator(".jp-Dialog", has_text=f"Slurm job {job} ended: CANCELLED")
+            dialog.wait_for()
+            lab.screenshot("remote-cancelled")
+            toast.wait_for(state="detached")
+            dialog.locator("button").last.click()
+            select = page.locator(".jp-Dialog", has_text="Select Kernel")
+            select.wait_for()
+            lab.screenshot("remote-select")
+            select.locator("select").select_option(label="In Slurm")
+            select.locator("button.jp-mod-accept").click()
+            toast.wait_for()
+            [job] = cluster.jobs()
+            assert f"Slurm job {job} is PENDING (Resources)" in toast.inner_text()
+        toast.wait_for(state="detached")
+        lab.wait_idle()
+        lab.run("import os; print('job', os.environ['SLURM_JOB_ID'])", f"job {job}")
+    wait_for("the end of all jobs", lambda: not cluster.jobs(), 20)
+
+
 @pytest.mark.parametrize("program", ["execute", "console"])
 def test_a_person_sees_that_it_waits_and_gives_up(cluster, program, tmp_path):
     nbformat = pytest.importorskip("nbformat")
