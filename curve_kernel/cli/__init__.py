@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from traitlets.config import Application
@@ -16,7 +16,7 @@ from traitlets.config import Application
 from ..errors import CurveKernelError, fail, suggest
 from ..folders import no_home
 
-__all__ = ["Command"]
+__all__ = ["Command", "until_interrupted"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,6 +98,24 @@ class Command(Application):
         except KeyboardInterrupt:
             status = 130
         raise SystemExit(status or 0)
+
+
+def until_interrupted() -> Iterator[None]:
+    """Yield again and again, until Ctrl-C raises KeyboardInterrupt, wherever that was raised.
+
+    Python ignores what is raised in some places, such as a weak reference's callback. The next
+    turn raises it then.
+    """
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    while not interrupts:
+        yield
+    raise KeyboardInterrupt
 
 
 def _drop_output() -> None:

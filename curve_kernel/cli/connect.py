@@ -28,7 +28,7 @@ from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
 from ..keys.expiry import show
 from ..keys.ticket import ticket_pair, until
-from . import Command
+from . import Command, until_interrupted
 from .clients import make_identity
 from .page import Page
 from .printer import Printer
@@ -356,7 +356,7 @@ class WatchApp(_ExistingCommand):
     @staticmethod
     def _follow(client: BlockingKernelClient, path: str, printer: Printer | Page) -> None:
         pulse, session, forged = Pulse(client, path), None, 0
-        while True:
+        for _ in until_interrupted():
             try:
                 message = client.get_iopub_msg(timeout=1)
                 # Each process of a kernel has a session of its own.

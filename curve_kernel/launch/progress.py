@@ -1,4 +1,4 @@
-"""What a person is told while the start of a kernel on another machine takes its time."""
+"""What a person is told of a kernel on another machine while nobody can ask it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from jupyter_client.provisioning import KernelProvisionerBase
 
-__all__ = ["tell_progress"]
+__all__ = ["tell_loss", "tell_progress"]
 
 # The events by which jupyter_server says how a start went, which labextension/ listens to. Of a schema
 # of our own a browser that is connected already would not be told. Its own events have a status.
@@ -24,7 +24,17 @@ def tell_progress(provisioner: KernelProvisionerBase, text: str) -> None:
         One line.
     """
     provisioner.log.warning("%s", text)
+    _emit(provisioner, "start", text)
+
+
+def tell_loss(provisioner: KernelProvisionerBase, text: str) -> None:
+    """Say why a kernel has ended that nobody has ended from here; see `tell_progress`."""
+    provisioner.log.error("%s", text)
+    _emit(provisioner, "shutdown", text)
+
+
+def _emit(provisioner: KernelProvisionerBase, action: str, text: str) -> None:
     km: Any = provisioner.parent
     if hasattr(km, "event_logger") and km.kernel_id:
         kernel = {"kernel_id": km.kernel_id, "kernel_name": km.kernel_name}
-        km.emit(schema_id=_EVENTS, data={"action": "start", "msg": text, **kernel})
+        km.emit(schema_id=_EVENTS, data={"action": action, "msg": text, **kernel})

@@ -26,7 +26,7 @@ from .engines import Engine, Ready
 from .link import Link, is_refused, unreachable_port, verify
 from .ports import parse_range
 from .processes import interruptible
-from .progress import tell_progress
+from .progress import tell_loss, tell_progress
 from .provisioner import StartError
 from .slurm import SlurmEngine
 from .ssh import Ssh, SshEngine
@@ -354,7 +354,7 @@ class RemoteProvisioner(KernelProvisionerBase):
     async def _lose(self, why: str) -> int | None:
         """Take note that the host has lost the kernel; only a person starts another one there."""
         self._status, self._lost = _LOST, why
-        self.log.error("%s", why)
+        tell_loss(self, why)
         await self._end_launcher()
         km: Any = self.parent
         restarter = getattr(km, "_restarter", None)

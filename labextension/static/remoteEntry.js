@@ -1,5 +1,5 @@
-// Says in JupyterLab what the start of a kernel waits for, such as a place in Slurm's queue. Written by hand: it
-// imports nothing, so it needs no bundler.
+// Says in JupyterLab what the start of a kernel waits for, such as a place in Slurm's queue, and why a kernel on
+// another machine has ended. Written by hand: it imports nothing, so it needs no bundler.
 'use strict';
 
 {
@@ -8,6 +8,9 @@
   function activate(app) {
     // The notification of each start that waits.
     const shown = new Map();
+    const notify = (type, message) =>
+      app.commands.execute('apputils:notify', { message, type, options: { autoClose: false } });
+
     app.serviceManager.events.stream.connect((_, event) => {
       if (event.schema_id !== EVENTS || !app.commands.hasCommand('apputils:notify')) {
         return;
@@ -17,13 +20,15 @@
       // The server's own events, of what is over, have a status.
       if (status === undefined && action === 'start') {
         if (waiting === undefined) {
-          const notice = { message, type: 'in-progress', options: { autoClose: false } };
-          shown.set(kernel, app.commands.execute('apputils:notify', notice));
+          shown.set(kernel, notify('in-progress', message));
         } else {
           const command = 'apputils:update-notification';
           void waiting.then(id => app.commands.execute(command, { id, message, type: 'in-progress' }));
         }
         return;
+      }
+      if (status === undefined && action === 'shutdown') {
+        void notify('error', message);
       }
       if (waiting !== undefined && action !== 'interrupt') {
         shown.delete(kernel);

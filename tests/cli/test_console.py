@@ -304,7 +304,7 @@ def test_the_kernel_that_lives_is_found(tmp_path, monkeypatch):
                 child.expect(f"pid {process.pid}")
             with console(*words, command="watch") as child:
                 child.expect(f"watching {Path(live).name}")
-        fails("console", "kernel", "--existing", "other", says="two kernels", hint=None)
+        fails("console", "kernel", "--existing", "other", says="two kernels", hint="leave out one")
     Path(live).unlink(missing_ok=True)
     fails("watch", says="none of 2 connection files is of a kernel that runs", hint="status")
     fails("watch", "kernel-", says="none of 3 connection files that fit kernel-", hint="status")

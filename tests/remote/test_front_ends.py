@@ -286,7 +286,7 @@ def test_jupyterlab(cluster, tmp_path):
 
 
 def test_jupyterlab_says_what_a_job_waits_for(cluster, tmp_path):
-    """The job waits for the only node, and is cancelled; the next one waits, and runs."""
+    """The job waits for the only node, and is cancelled; the next one waits, runs, and is cancelled."""
     pytest.importorskip("playwright")
     from browser import CHROMIUM, Lab, browser_page, jupyter_server
 
@@ -321,6 +321,10 @@ def test_jupyterlab_says_what_a_job_waits_for(cluster, tmp_path):
         toast.wait_for(state="detached")
         lab.wait_idle()
         lab.run("import os; print('job', os.environ['SLURM_JOB_ID'])", f"job {job}")
+        cluster.call("scancel", job)
+        toast.wait_for()
+        assert f"Slurm job {job} ended: CANCELLED" in toast.inner_text()
+        lab.screenshot("remote-ended")
     wait_for("the end of all jobs", lambda: not cluster.jobs(), 20)
 
 
