@@ -167,6 +167,9 @@ def type_lines(account: Account, words: dict[str, str]) -> None:
 
 
 def main() -> None:
+    # What a shell starts in the background ignores these, and so would what is typed here.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         account = Account(Path(folder), Path(sys.argv[1]).absolute())
         with account.jupyterlab():
