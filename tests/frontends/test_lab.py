@@ -96,8 +96,9 @@ def test_lab(tmp_path):
             debug(lab)
 
             page.keyboard.press("Control+s")
+            cells = lab.cells.count()
             page.reload()
-            expect(lab.cells.first).to_be_visible(timeout=60_000)
+            expect(lab.cells).to_have_count(cells, timeout=60_000)
             lab.wait_idle()
             lab.run("print(name, 'is still here'); kept = 1", "Ada is still here")
             lab.restart()
@@ -136,8 +137,9 @@ def test_lab_unsigned_over_restart_and_reconnect(tmp_path):
         lab.run("kept = 'kept'; print('first', 1 + 1)", "first 2")
         page.keyboard.press("Control+s")
         expect(page.locator(".lm-TabBar-tab.lm-mod-current.jp-mod-dirty")).to_have_count(0)
+        cells = lab.cells.count()
         page.reload()
-        expect(lab.cells.first).to_be_visible(timeout=60_000)
+        expect(lab.cells).to_have_count(cells, timeout=60_000)
         lab.wait_idle()
         lab.run("print('reconnected,', kept)", "reconnected, kept")
         cell = lab.run("print('hello', input('Who? '))")
@@ -201,8 +203,9 @@ def test_curve_magic(tmp_path, folder):
                 seen.clear()
                 seen.update(re.sub(r"\s+", " ", row).strip() for row in rows)
                 who = {re.split(" ", row)[0] for row in seen}
-                refusals = [row for row in seen if re.search(r" shell 1$", row)]
-                return {"manager", "vera"} <= who and len(refusals) == 3
+                # Who looks whether the kernel is there may count as a stranger, too.
+                refusals = [row for row in seen if re.search(r" shell \d+$", row)]
+                return {"manager", "vera"} <= who and len(refusals) >= 3
 
             assert any(complete() or time.sleep(1) for _ in range(20)), seen
             own = getpass.getuser()
