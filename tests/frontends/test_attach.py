@@ -194,16 +194,23 @@ def console_shows_what_others_run(lab: Lab, info: dict[str, Any]) -> None:
     lab.screenshot("joined-console")
 
 
+@contextlib.contextmanager
+def attached() -> Iterator[tuple[Path, subprocess.Popen[str], dict[str, Any]]]:
+    """Run a kernel by hand, kernel-8a1f, that this user has a tile for; gives its file, too."""
+    file = Path(os.environ["JUPYTER_RUNTIME_DIR"], "kernel-8a1f.json")
+    assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
+    with headless("--allowlist", file=file) as kernel:
+        done = subprocess.run([*MODULE, "attach", str(file)], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        yield file, *kernel
+
+
 def test_a_kernel_by_hand_that_ends(tmp_path):
     """The notebook is told; a tile of a kernel that has ended says so."""
-    assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    file = Path(os.environ["JUPYTER_RUNTIME_DIR"], "kernel-8a1f.json")
     with contextlib.ExitStack() as stack:
-        with headless("--allowlist", file=file) as (_, info):
-            done = subprocess.run([*MODULE, "attach", str(file)], capture_output=True, timeout=60)
-            assert done.returncode == 0, done.stderr
+        with attached() as (_, _, info):
             server = stack.enter_context(jupyter_server(folder, tmp_path / "server.log"))
             page = stack.enter_context(browser_page())
             lab = Lab(page, server)
@@ -231,14 +238,10 @@ def test_a_kernel_by_hand_that_ends(tmp_path):
 
 def test_notebook_7(tmp_path):
     """It joins, shares the state, interrupts, is refused a restart, and leaves."""
-    assert subprocess.run([*MODULE, "keygen"], capture_output=True, timeout=30).returncode == 0
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    file = Path(os.environ["JUPYTER_RUNTIME_DIR"], "kernel-8a1f.json")
     with contextlib.ExitStack() as stack:
-        process, info = stack.enter_context(headless("--allowlist", file=file))
-        done = subprocess.run([*MODULE, "attach", str(file)], capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        file, process, info = stack.enter_context(attached())
         client = BlockingKernelClient(client_keys=load_identity())
         client.load_connection_info(info)
         client.start_channels()
