@@ -46,6 +46,8 @@ class CurveIOPubThread(IOPubThread):
         self._gate = gate
         self._second = self._welcomes = 0
         self._in_child = local()
+        self._has_forked = False
+        os.register_at_fork(before=self._forks)
         super().__init__(*args, **kwargs)
         if not hasattr(IOPubThread, "_setup_xpub_listener"):  # before 7.2
             self._setup_xpub_listener()
@@ -89,11 +91,14 @@ class CurveIOPubThread(IOPubThread):
         A cell that has waited for its children would else be idle before their lines are out, and front
         ends take none for it after that.
         """
-        if self._pipe_flag:
+        if self._has_forked and self._pipe_flag and self._pipe_in.socket.get(zmq.EVENTS):
             with suppress(zmq.Again):
                 for _ in range(_FROM_CHILDREN):
                     self._handle_pipe_msg(self._pipe_in.socket.recv_multipart(zmq.NOBLOCK))
         super()._handle_event(msg)
+
+    def _forks(self) -> None:
+        self._has_forked = True
 
     def _handle_subscription(self, frames: list[zmq.Frame]) -> None:
         """Tell the gate of a subscriber, and welcome it to all topics, as ipykernel does since 7.2.
@@ -110,8 +115,7 @@ class CurveIOPubThread(IOPubThread):
                 self._send_welcome_message("")
 
     def _really_send(self, msg: list[Any], *args: Any, **kwargs: Any) -> None:
-        with suppress(TypeError):  # a frame that is no buffer, which libzmq refuses
-            self._gate.published(sum(memoryview(frame).nbytes for frame in msg))
+        self._gate.published(msg)
         super()._really_send(msg, *args, **kwargs)
 
     def _setup_pipe_out(self) -> tuple[Any, Any]:

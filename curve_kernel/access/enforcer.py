@@ -54,10 +54,12 @@ class Enforcer:
         self._audit = audit
         # Connections that have little to say, by the descriptor that is held.
         self._budgeted: dict[int, Connection] = {}
+        # Those of them that are on iopub.
+        self._readers: set[Connection] = set()
         self.epoll = epoll()
         """Readable when one of them has said something."""
         self.published = 0
-        """Bytes published on iopub since the start."""
+        """Bytes published on iopub while somebody read whose reading is followed."""
         self._published_before = 0
         # Connections that libzmq may ignore though their routing id is free by now, with what they had
         # sent when the kernel had last read all messages.
@@ -67,17 +69,19 @@ class Enforcer:
 
     # Thread: any
 
+    def has_readers(self) -> bool:
+        """Whether somebody reads iopub who may turn out to be a slow reader."""
+        return bool(self._readers)
+
     def has_published_much(self) -> bool:
         """Whether slow readers are to be checked now."""
-        return self.published - self._published_before > _PUBLISHED and bool(self._budgeted)
+        return self.published - self._published_before > _PUBLISHED and self.has_readers()
 
     # Thread: monitor
 
     def has_to_look(self) -> bool:
         """Whether there may be slow readers, or doubt whether libzmq ignores a connection."""
-        return bool(self._freed) or any(
-            connection.channel == "iopub" for connection in self._budgeted.values()
-        )
+        return bool(self._freed) or self.has_readers()
 
     def accepted(self, connection: Connection) -> None:
         """Take in a connection that libzmq has accepted; its handshake begins."""
@@ -221,8 +225,8 @@ class Enforcer:
     def check_readers(self) -> None:
         """Disconnect slow readers."""
         self._published_before = self.published
-        for connection in list(self._budgeted.values()):
-            if connection.channel == "iopub" and connection.is_ready and not connection.is_disconnected:
+        for connection in list(self._readers):
+            if connection.is_ready and not connection.is_disconnected:
                 connection.progress, is_slow = follow_reader(connection, self.published)
                 if is_slow:
                     self._disconnect(connection, Reason.SLOW)
@@ -237,12 +241,15 @@ class Enforcer:
         held = connection.held
         if held is not None and held.fileno() not in self._budgeted:
             self._budgeted[held.fileno()] = connection
+            if connection.channel == "iopub":
+                self._readers.add(connection)
             self.epoll.register(held.fileno(), EPOLLIN | EPOLLET)
 
     def _unbudget(self, connection: Connection) -> None:
         held = connection.held
         if held is not None and self._budgeted.get(held.fileno()) is connection:
             del self._budgeted[held.fileno()]
+            self._readers.discard(connection)
             self.epoll.unregister(held.fileno())
 
     def _check_budget(self, connection: Connection) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +140,9 @@ class Gate:
         # A type that no kernel knows: it says in its log that it does nothing, and is idle again.
         header["msg_type"] = message["msg_type"] = f"{message['msg_type']} of a client that is out"
 
-    def published(self, size: int) -> None:
-        """Take note of *size* bytes that are published on iopub, by which slow readers are found."""
-        self._monitor.published(size)
+    def published(self, frames: Sequence[Any]) -> None:
+        """Take note of a message that is published on iopub, by which slow readers are found."""
+        self._monitor.published(frames)
 
     def on_ended(self, channel: str, callback: Callable[[], object]) -> None:
         """Call *callback*, in another thread, whenever a connection of *channel* has ended."""

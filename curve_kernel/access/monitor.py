@@ -14,12 +14,13 @@ import collections
 import logging
 import os
 from _thread import allocate_lock
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from os import O_CLOEXEC, O_NONBLOCK, fstat, getpid, pipe2, read, write
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
 
 import zmq
 
@@ -42,6 +43,7 @@ _EVENTS = (
 )
 # Not HANDSHAKE_FAILED_PROTOCOL: reporting it makes libzmq overwrite errno, and it then never closes a
 # connection that breaks the protocol after its handshake.
+_SRCFD = int(zmq.SRCFD)
 # libzmq's I/O thread blocks while a monitor's queue is full.
 _QUEUE = 100_000
 # Seconds between two checks of the connections in their handshake, and of slow readers.
@@ -133,7 +135,7 @@ class Monitor:
         Returns the connection's user id, or None for a message that came from no connection.
         """
         try:
-            descriptor, user_id = int(frame.get(zmq.SRCFD)), str(frame.get("User-Id"))
+            descriptor, user_id = cast("tuple[int, str]", (frame.get(_SRCFD), frame.get("User-Id")))
         except zmq.ZMQError:
             return None
         user_ids = self._user_ids[channel]
@@ -152,11 +154,13 @@ class Monitor:
         self._told.append((channel, -1, "", None))
         self._wake()
 
-    def published(self, size: int) -> None:
-        """Take note of *size* bytes that are published on iopub."""
-        self._enforcer.published += size
-        if self._enforcer.has_published_much():
-            self._wake()
+    def published(self, frames: Sequence[Any]) -> None:
+        """Take note of a message that is published on iopub."""
+        if self._enforcer.has_readers():
+            with suppress(TypeError):  # a frame that is no buffer, which libzmq refuses
+                self._enforcer.published += sum(memoryview(frame).nbytes for frame in frames)
+            if self._enforcer.has_published_much():
+                self._wake()
 
     def ports(self) -> list[Port]:
         """Return the watched sockets as they are now, with their connections."""

@@ -64,7 +64,8 @@ class _Look:
         self.listed = listed
         self.names = {_plain(client.name) for client, _ in listed.values()}
         self.ending = [client for client, ended in listed.values() if client.until and not ended]
-        self.speakers: dict[str, Speaker] = {}
+        self.speakers: dict[tuple[str, str], Speaker] = {}
+        self.tagged: dict[bytes, Speaker] = {}
         self.usernames: dict[tuple[str, str], str] = {}
 
 
@@ -173,28 +174,30 @@ class Policy:
 
     def speaker(self, channel: str, user_id: str) -> Speaker:
         """Return the client of a message by its connection's user id."""
-        return self._speaker(f"{channel} {user_id}")
+        look = self._look
+        if (speaker := look.speakers.get((channel, user_id))) is not None:
+            return speaker
+        _, _, key, _ = user_id.split(" ", 3)
+        tag = self._tag_start + f"{channel} {user_id}".encode()
+        peer, reason = self.still(channel, key)
+        speaker = Speaker(channel, peer, reason, zmq.Frame(tag))
+        if len(look.speakers) >= _KEPT:
+            look.speakers.clear()
+            look.tagged.clear()
+        look.speakers[channel, user_id] = look.tagged[tag] = speaker
+        return speaker
 
     def tagged(self, frame: Any) -> Speaker | None:
         """Return the client whose tag *frame* is, or None if it is no tag."""
         if len(frame) > _TAG_SIZE:
             return None
-        content = bytes(getattr(frame, "bytes", frame))
+        content = frame.bytes if isinstance(frame, zmq.Frame) else bytes(frame)
+        if (speaker := self._look.tagged.get(content)) is not None:
+            return speaker
         if not content.startswith(self._tag_start):
             return None
-        return self._speaker(content[len(self._tag_start) :].decode())
-
-    def _speaker(self, text: str) -> Speaker:
-        look = self._look
-        speaker = look.speakers.get(text)
-        if speaker is None:
-            channel, _, _, key, _ = text.split(" ", 4)
-            peer, reason = self.still(channel, key)
-            speaker = Speaker(channel, peer, reason, zmq.Frame(self._tag_start + text.encode()))
-            if len(look.speakers) >= _KEPT:
-                look.speakers.clear()
-            look.speakers[text] = speaker
-        return speaker
+        channel, user_id = content[len(self._tag_start) :].decode().split(" ", 1)
+        return self.speaker(channel, user_id)
 
     def username(self, peer: Peer, said: object) -> str:
         """Return the username of *peer*, which says that it is *said*.
@@ -206,13 +209,13 @@ class Policy:
             return peer.name
         if not peer.role or not isinstance(said, str):
             return ""
-        instead = peer.role if peer.role in (MANAGER, OWN_CLIENT) else ""
-        if len(said) > _USERNAME_SIZE:
-            return instead
-        look = self._look
-        username = look.usernames.get((peer.role, said))
-        if username is None:
-            username = instead if _plain(said) in look.names else said
+        look, is_short = self._look, len(said) <= _USERNAME_SIZE
+        if is_short and (username := look.usernames.get((peer.role, said))) is not None:
+            return username
+        username = peer.role if peer.role in (MANAGER, OWN_CLIENT) else ""
+        if is_short:
+            if _plain(said) not in look.names:
+                username = said
             if len(look.usernames) >= _KEPT:
                 look.usernames.clear()
             look.usernames[peer.role, said] = username
