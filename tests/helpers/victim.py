@@ -46,7 +46,11 @@ class Victim:
         return child
 
     @property
-    def channels(self) -> dict[str, int]:
+    def channels(self) -> dict[str, Any]:
+        """Ports by channel; on ipc paths."""
+        if self.km.transport == "ipc":
+            names = ("shell", "stdin", "control", "iopub", "hb")
+            return {name: self.km._make_url(name).removeprefix("ipc://") for name in names}
         named = {
             name: getattr(self.km, f"{name}_port")
             for name in ("shell", "stdin", "control", "iopub", "hb")
@@ -59,7 +63,7 @@ class Victim:
 
 
 @contextlib.contextmanager
-def victim(name: str = "python3-curve", ulimit: str = "-n 1024") -> Iterator[Victim]:
+def victim(name: str = "python3-curve", ulimit: str = "-n 1024", **how: Any) -> Iterator[Victim]:
     """A kernel with a limit to its open files, and with an owner and a viewer listed."""
     folder = Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
     owner, viewer = KeyPair.generate(), KeyPair.generate()
@@ -82,7 +86,7 @@ def victim(name: str = "python3-curve", ulimit: str = "-n 1024") -> Iterator[Vic
     spec["argv"] = ["bash", "-c", f'ulimit {ulimit}; exec "$0" "$@"', *spec["argv"]]
     (limited / "kernel.json").write_text(json.dumps(spec))
     stock = {} if name == "python3-curve" else {"transport_encryption": "required"}
-    with started(limited.name, **stock) as (km, client):
+    with started(limited.name, **stock, **how) as (km, client):
         yield Victim(name, km, client, owner, viewer)
 
 

@@ -154,6 +154,14 @@ class Peer:
         )
         return frame(named(b"MESSAGE", nonce + box), command=False)
 
+    def ping(self) -> bytes:
+        """A ZMTP command, encrypted as a message is."""
+        nonce = self.next_nonce()
+        box = crypto_box(
+            b"\x02\x04PING\0\0abc", b"CurveZMQMESSAGEC" + nonce, self.server_short, self.short_secret
+        )
+        return frame(named(b"MESSAGE", nonce + box), command=False)
+
     def to_welcome(self) -> None:
         self.exchange_greetings()
         self.send(frame(self.hello()))

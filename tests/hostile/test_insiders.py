@@ -27,7 +27,7 @@ import zmq
 from support import run_code, started, wait_for
 from test_floods import OPEN_64
 from victim import Victim, figure, victim
-from zmtp import Peer, crypto_box, frame, greeting, metadata, named
+from zmtp import Peer, frame, greeting, metadata
 
 from curve_kernel.client import BlockingKernelClient
 from curve_kernel.keys import KeyPair
@@ -187,15 +187,6 @@ def test_a_subscriber_and_a_heartbeat_that_stay_are_not_cut(kernel: Victim) -> N
         assert len(heard) > 500
 
 
-def command(peer: Peer, body: bytes) -> bytes:
-    """A ZMTP command, encrypted as a message is."""
-    nonce = peer.next_nonce()
-    purpose = b"CurveZMQMESSAGEC" + nonce
-    box = crypto_box(b"\x02" + body, purpose, peer.server_short, peer.short_secret)
-    return frame(named(b"MESSAGE", nonce + box), command=False)
-
-
-PING = b"\x04PING\0\0abc"
 BURST_SECONDS = float(os.environ.get("CURVE_KERNEL_BURST_SECONDS", "6"))
 
 
@@ -212,12 +203,12 @@ def test_bursts_with_pings_that_end_in_a_reset(kernel: Victim) -> None:
             peer.to_ready(kind)
             share, count = rng.choice([0, 0.05, 0.5]), rng.choice([3, 12, 50, 300, 1000, 2500, 4000])
             burst = [
-                command(peer, PING)
+                peer.ping()
                 if rng.random() < share
                 else peer.message(rng.choice([b"\x01topic%d" % number, b"", b"\0x", b"hello", b"\x01"]))
                 for number in range(count)
             ]
-            data = b"".join([*burst, command(peer, PING)])
+            data = b"".join([*burst, peer.ping()])
             peer.send(data[: rng.randrange(len(data))] if rng.random() < 0.3 else data)
             if rng.random() < 0.7:
                 peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
