@@ -19,6 +19,8 @@ from pathlib import Path
 from playwright.sync_api import BrowserType, Locator, Page, expect, sync_playwright
 from support import SCREENSHOTS, wait_for
 
+# Playwright would give up after five seconds, and a busy machine takes longer for a page.
+expect.set_options(timeout=30_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
