@@ -318,7 +318,8 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         for line in lines:
             self.log.info("%s", line)
         if not self.parent_handle and self.log.getEffectiveLevel() < logging.CRITICAL:
-            print(*lines, what_ends_it(), sep="\n", file=sys.__stdout__, flush=True)
+            with contextlib.suppress(OSError):  # its disk may be full
+                print(*lines, what_ends_it(), sep="\n", file=sys.__stdout__, flush=True)
         self._ports = {name: getattr(self, f"{name}_port") for name in channel_socket_types}
 
     def init_kernel(self) -> None:

@@ -185,7 +185,7 @@ class HeardStream(ZMQStream):
     def on_recv(self, callback: Callable[..., Any] | None, copy: bool = True) -> None:
         """Call *callback* with each message, once the gate has heard of it and named its client."""
         channel = self.curve_channel
-        if callback is None or copy or channel is None:
+        if callback is None or channel is None:
             super().on_recv(callback, copy=copy)
             return
         heard = self.curve_gate.heard
@@ -196,7 +196,7 @@ class HeardStream(ZMQStream):
                 if speaker.reason is not None:
                     return None
                 frames.append(speaker.tag)
-            return callback(frames)
+            return callback([frame.bytes for frame in frames] if copy else frames)
 
         super().on_recv(receive, copy=False)
         self.curve_gate.on_question(channel, partial(self.io_loop.add_callback, self.curve_drain))

@@ -29,8 +29,6 @@ from struct import error as struct_error
 from struct import pack, unpack, unpack_from
 from typing import NamedTuple
 
-import zmq
-
 from ..clock import monotonic, time
 from .audit import Reason
 from .peer import Peer, unknown
@@ -44,7 +42,6 @@ __all__ = [
     "bytes_written",
     "name_of",
     "open_socket",
-    "routing_id_of",
     "unknown",
 ]
 
@@ -251,9 +248,12 @@ class Connection:
             self.held.setsockopt(SOL_SOCKET, _SO_BUF_LOCK, 0)
 
     def disconnect(self) -> None:
-        """Reset the connection; libzmq sees it and closes. What is on its way is not waited for."""
-        self.is_disconnected = True
+        """Reset the connection; libzmq sees it and closes. What is on its way is not waited for.
+
+        While code has every file that the process may open, it stays as it is.
+        """
         self.hold()
+        self.is_disconnected = self.held is not None or self._is_over()
         if self.held is None:
             return
         try:
@@ -261,6 +261,14 @@ class Connection:
             self.held.shutdown(SHUT_RDWR)
         except OSError:
             pass
+
+    def _is_over(self) -> bool:
+        """Whether libzmq has closed it, rather than that no file is left to hold it by."""
+        try:
+            close(dup(self.descriptor))
+        except OSError as error:
+            return error.errno not in (errno.EMFILE, errno.ENFILE)
+        return True
 
     def release(self) -> None:
         """Close this process's hold on it."""
@@ -278,14 +286,6 @@ def open_socket(descriptor: int) -> socket | None:
         return socket(fileno=duplicate)
     except OSError:
         close(duplicate)
-        return None
-
-
-def routing_id_of(frame: zmq.Frame) -> str | None:
-    """Return the routing id that a message's connection gave, empty if none; None for a subscriber."""
-    try:
-        return str(frame.get("Identity"))
-    except zmq.ZMQError:
         return None
 
 

@@ -64,6 +64,8 @@ class Enforcer:
         # Connections that libzmq may ignore though their routing id is free by now, with what they had
         # sent when the kernel had last read all messages.
         self._freed: dict[Connection, int] = {}
+        # Connections that could not be disconnected, since no file was left to open.
+        self._owed: dict[Connection, tuple[Reason, bool]] = {}
         self.questions: dict[str, Callable[[], object]] = {}
         """By channel, what has its reader read all messages and then lead to `drained`."""
 
@@ -80,8 +82,15 @@ class Enforcer:
     # Thread: monitor
 
     def has_to_look(self) -> bool:
-        """Whether there may be slow readers, or doubt whether libzmq ignores a connection."""
-        return bool(self._freed) or self.has_readers()
+        """Whether `look` may have something to do."""
+        return bool(self._freed or self._owed) or self.has_readers()
+
+    def look(self) -> None:
+        """Disconnect slow readers and whom else it was not possible to; ask about who is ignored."""
+        for connection, (reason, always) in list(self._owed.items()):
+            self._disconnect(connection, reason, always=always)
+        self.check_readers()
+        self.check_doubtful()
 
     def accepted(self, connection: Connection) -> None:
         """Take in a connection that libzmq has accepted; its handshake begins."""
@@ -153,6 +162,7 @@ class Enforcer:
         if failed and not connection.has_got_ready(self._limits.handshake_timeout):
             self._log_failure(connection)
         self._freed.pop(connection, None)
+        self._owed.pop(connection, None)
         if connection.is_ready:
             for ignored in self._connections.ignored_until(connection):
                 self._freed.setdefault(ignored, -1)
@@ -263,6 +273,10 @@ class Enforcer:
 
     def _disconnect(self, connection: Connection, reason: Reason, *, always: bool = False) -> None:
         connection.disconnect()
+        if not connection.is_disconnected:
+            self._owed[connection] = reason, always
+            return
+        self._owed.pop(connection, None)
         self._connections.disconnected(connection)
         channel, address = connection.channel, connection.address
         self._audit.disconnected(channel, address, reason, connection.peer, always=always)

@@ -20,16 +20,17 @@ from os import O_CLOEXEC, O_NONBLOCK, fstat, getpid, pipe2, read, write
 from socket import AF_UNIX, IPPROTO_TCP, TCP_DEFER_ACCEPT
 from struct import unpack
 from threading import Lock, Thread
-from typing import Any, cast
+from typing import Any
 
 import zmq
 
 from ..clock import monotonic, sleep
 from .audit import AuditLog
-from .connection import Connection, name_of, open_socket, routing_id_of
+from .connection import Connection, name_of, open_socket
 from .connections import Connections
 from .enforcer import Enforcer
 from .forks import let_go
+from .hearing import Hearing, Told
 from .limits import Limits
 from .policy import Policy
 from .port import Listener, Port
@@ -43,11 +44,12 @@ _EVENTS = (
 )
 # Not HANDSHAKE_FAILED_PROTOCOL: reporting it makes libzmq overwrite errno, and it then never closes a
 # connection that breaks the protocol after its handshake.
-_SRCFD = int(zmq.SRCFD)
 # libzmq's I/O thread blocks while a monitor's queue is full.
 _QUEUE = 100_000
 # Seconds between two checks of the connections in their handshake, and of slow readers.
 _HANDSHAKE_INTERVAL, _READER_INTERVAL = 0.01, 0.25
+# Seconds in which the thread is done with what it does, unless a disk does not answer.
+_PATIENCE = 2.0
 # After so many events the thread rests for an instant. Others would wait for the interpreter lock 5 ms
 # each time (sys.getswitchinterval), and a cell needs it several times.
 _BATCH, _REST = 16, 0.00005
@@ -84,10 +86,7 @@ class Monitor:
         self._listeners: dict[str, Listener] = {}
         self._handlers: dict[zmq.Context[Any], ClientAuthenticator] = {}
         self._on_ended: dict[str, Any] = {}
-        # The user ids that messages told of, by channel and descriptor; those to be taken in. One with
-        # no descriptor tells that all messages of the channel have been heard.
-        self._user_ids: dict[str, dict[int, str]] = collections.defaultdict(dict)
-        self._told: collections.deque[tuple[str, int, str, str | None]] = collections.deque()
+        self._hearing = Hearing()
         # What other threads wait for: that the handshakes have been checked.
         self._asked: collections.deque[Any] = collections.deque()
         self._events = 0
@@ -134,14 +133,8 @@ class Monitor:
 
         Returns the connection's user id, or None for a message that came from no connection.
         """
-        try:
-            descriptor, user_id = cast("tuple[int, str]", (frame.get(_SRCFD), frame.get("User-Id")))
-        except zmq.ZMQError:
-            return None
-        user_ids = self._user_ids[channel]
-        if user_ids.get(descriptor) != user_id:
-            user_ids[descriptor] = user_id
-            self._told.append((channel, descriptor, user_id, routing_id_of(frame)))
+        user_id, is_new = self._hearing.note(channel, frame)
+        if is_new:
             self._wake()
         return user_id
 
@@ -151,7 +144,7 @@ class Monitor:
 
     def drained(self, channel: str) -> None:
         """Take note that all messages of *channel* that there are have been heard."""
-        self._told.append((channel, -1, "", None))
+        self._hearing.told.append(Told(channel, -1))
         self._wake()
 
     def published(self, frames: Sequence[Any]) -> None:
@@ -170,25 +163,28 @@ class Monitor:
             self._asked.append(checked)
             self._wake()
             checked.acquire(timeout=1)
-        with self._lock:
-            ready = [peer for peer in self._connections.ready.values() if not peer.is_disconnected]
-            return [
-                listener.port(ready, self._audit.counts(listener.channel))
-                for listener in self._listeners.values()
-            ]
+        ready: list[Connection] = []
+        # The thread has it while it reads the list, and a disk may not answer.
+        if self._lock.acquire(timeout=_PATIENCE):
+            ready = [one for one in self._connections.ready.values() if not one.is_disconnected]
+            self._lock.release()
+        listeners = list(self._listeners.values())
+        return [one.port(ready, self._audit.counts(one.channel)) for one in listeners]
 
     def stop(self) -> None:
         """Stop watching, before any of the sockets is closed. Does nothing in a forked child."""
         if getpid() != self._pid or not self._thread.is_alive() or self._stopping:
             return
-        with self._lock:
-            for listener in self._listeners.values():
-                # While this thread still reads: a monitor without a reader blocks the socket.
-                if not listener.socket.closed:
-                    listener.socket.disable_monitor()
+        locked = self._lock.acquire(timeout=_PATIENCE)
+        for listener in self._listeners.values():
+            # While this thread still reads: a monitor without a reader blocks the socket.
+            if not listener.socket.closed:
+                listener.socket.disable_monitor()
+        if locked:
+            self._lock.release()
         self._stopping = True
         self._wake()
-        self._thread.join(10)
+        self._thread.join(10 if locked else 0)
         for handler in self._handlers.values():
             if handler.zap_socket is not None:
                 handler.stop()
@@ -254,15 +250,14 @@ class Monitor:
                         self._asked.popleft().release()
                 if self._enforcer.has_published_much() or now - readers_then >= _READER_INTERVAL:
                     readers_then = now
-                    self._take(self._enforcer.check_readers)
-                    self._take(self._enforcer.check_doubtful)
+                    self._take(self._enforcer.look)
             if self._events >= _BATCH:
                 sleep(_REST)
                 self._events = 0
 
     def _timeout(self) -> int | None:
         """Return the milliseconds after which something is to be checked, or None."""
-        if self._requests or self._told:
+        if self._requests or self._hearing.told:
             return 0
         if self._connections.handshaking:
             return int(_HANDSHAKE_INTERVAL * 1000)
@@ -327,8 +322,9 @@ class Monitor:
         handler.answer(request)
 
     def _hear(self) -> None:
-        while self._told and self._drain(self._listeners[self._told[0][0]]):
-            channel, descriptor, user_id, routing_id = self._told.popleft()
+        told = self._hearing.told
+        while told and self._drain(self._listeners[told[0].channel]):
+            channel, descriptor, user_id, routing_id = told.popleft()
             if descriptor < 0:
                 self._enforcer.drained(channel)
                 continue
@@ -352,8 +348,7 @@ class Monitor:
 
     def _ended(self, connection: Connection) -> None:
         self._enforcer.ended(connection)
-        if len(self._user_ids[connection.channel]) > 4096:
-            self._user_ids[connection.channel].clear()  # each that stands is told of again
+        self._hearing.trim(connection.channel)
         if (callback := self._on_ended.get(connection.channel)) is not None:
             callback()
 
@@ -375,6 +370,9 @@ class Monitor:
             poller.poll(1000)
             with suppress(BlockingIOError):
                 read(self._wake_in, 1 << 12)
+            with self._lock, suppress(Exception):
+                self._revocation.told()
+                self._revocation.check()
             for listener in listeners:
                 try:
                     while not self._stopping:

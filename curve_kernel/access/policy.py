@@ -30,6 +30,10 @@ _KEPT = 4096
 # A tag has a channel, a number, a key and a name of 64 letters at most. A username of more than so many
 # characters may be a name with invisible ones in between.
 _TAG_SIZE, _USERNAME_SIZE = 512, 256
+# Characters of a request's type that are kept.
+_KIND_SIZE = 64
+# Letters and symbols that show nothing: Hangul's fillers and Braille's blank.
+_BLANK = frozenset("\u115f\u1160\u2800")
 
 
 class Speaker(NamedTuple):
@@ -128,18 +132,23 @@ class Policy:
     def look(self) -> bool:
         """Read the list, for `still` and for messages; return whether that was possible.
 
-        While code in a cell has every file that the process may open, the last look holds.
+        While code in a cell has every file that the process may open, the list of the last look holds,
+        and only time goes on.
         """
+        can_read = True
         try:
             close(open_descriptor(devnull, O_RDONLY | O_CLOEXEC))
         except OSError as error:
-            if error.errno in (EMFILE, ENFILE):
-                return False
-        listed = self.clients.listed()
+            can_read = error.errno not in (EMFILE, ENFILE)
+        if can_read:
+            listed = self.clients.listed()
+        else:
+            known = (client for client, _ in self._look.listed.values())
+            listed = {client.public_key: (client, self.clients.has_ended(client)) for client in known}
         if listed != self._look.listed:
             self._look = _Look(listed)
             self.looks += 1
-        return True
+        return can_read
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the next access ends, or None if none has an end."""
@@ -221,11 +230,11 @@ class Policy:
             look.usernames[peer.role, said] = username
         return username
 
-    def requested(self, speaker: Speaker, kind: str) -> None:
+    def requested(self, speaker: Speaker, kind: object) -> None:
         """Take note of a client's request."""
         if len(self.requests) >= _KEPT and speaker.peer.public_key not in self.requests:
             self.requests.clear()
-        self.requests[speaker.peer.public_key] = kind, time()
+        self.requests[speaker.peer.public_key] = str(kind)[:_KIND_SIZE], time()
 
     def ends(self) -> dict[str, datetime]:
         """Return by public key when the access of a listed client ends, if it does."""
@@ -237,4 +246,8 @@ class Policy:
 def _plain(name: str) -> str:
     """Return *name* as somebody reads it who does not look at its case and its invisible characters."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "CZM")
+    return "".join(
+        letter
+        for letter in folded
+        if unicodedata.category(letter)[0] not in "CZM" and letter not in _BLANK
+    )

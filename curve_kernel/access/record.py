@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +34,9 @@ _REST = 0.25
 _CHOSEN = 128
 
 
+# What root has prepared for several users counts.
+_TRUSTED = (0, os.geteuid())
+
 _Event = tuple[datetime, dict[str, str]]
 
 
@@ -55,7 +59,12 @@ class _File(logging.Handler):
     def _open(self) -> None:
         # O_NONBLOCK: a FIFO without a reader is an error at once.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        if self._path.is_symlink() and self._path.lstat().st_uid not in _TRUSTED:
+            raise OSError(0, "it is a link that another user has made")
         descriptor = os.open(self._path, flags, 0o600)
+        if problem := _problem(os.fstat(descriptor)):
+            os.close(descriptor)
+            raise OSError(0, problem)
         if self._is_ours(self._descriptor):
             os.close(self._descriptor)
         status = os.fstat(descriptor)
@@ -103,6 +112,17 @@ class _File(logging.Handler):
             self._log.error(
                 "The record %s can't be written, and the kernel goes on: %s", self._path, problem
             )
+
+
+def _problem(status: os.stat_result) -> str:
+    """Return why others could change what is recorded, or empty."""
+    if not stat.S_ISREG(status.st_mode):
+        return ""
+    if status.st_uid not in _TRUSTED:
+        return "it belongs to another user"
+    if status.st_uid == os.geteuid() and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write it, its mode is {stat.S_IMODE(status.st_mode):04o}"
+    return ""
 
 
 class Record:

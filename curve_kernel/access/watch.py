@@ -85,7 +85,9 @@ class FolderWatch:
         if self.descriptor < 0:
             return
         watches, folders = set(), [self._folder, *(self._folder / name for name in self._inside)]
-        complete = os.path.realpath(self._folder) == fspath(self._folder)
+        # Where a link leads is not watched.
+        complete = all(os.path.realpath(folder) == fspath(folder) for folder in folders)
+        complete = complete and not any(map(_has_link, folders[1:]))
         for path, mask in self._paths(folders):
             watch = _libc.inotify_add_watch(self.descriptor, os.fsencode(path), mask)
             if watch >= 0:
@@ -107,6 +109,14 @@ class FolderWatch:
             while not os.path.lexists(there):
                 there = there.parent
             yield there, (_ITSELF | _INSIDE if there == folder else _ITSELF | _APPEARS)
+
+
+def _has_link(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return any(entry.is_symlink() for entry in found)
+    except OSError:
+        return False
 
 
 def _is_local(folder: Path) -> bool:

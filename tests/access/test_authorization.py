@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 from jupyter_client import BlockingKernelClient
@@ -399,6 +400,18 @@ def test_the_monitor_killed_lets_nobody_in_says_so_and_blocks_nothing(tmp_path, 
                 peer.connect(("127.0.0.1", info["iopub_port"]))
                 peer.sendall(b"\xff")
         assert run_code(client, "print('standing')") == ("ok", "standing\n")
+
+
+def test_a_watch_that_a_disk_keeps_waiting_holds_up_neither_a_cell_nor_the_end(tmp_path, folder):
+    """The thread has this lock while it reads the list, which may be on a disk that does not answer."""
+    with allowlisted(tmp_path) as (_, client, _):
+        lock = "lock = get_ipython().kernel.parent._gate._monitor._lock; lock.acquire()"
+        assert run_code(client, lock)[0] == "ok"
+        assert "iopub" in run_code(client, "%curve", timeout=20)[1]
+        [pid] = re.findall(r"\d+", run_code(client, "import os; print(os.getpid())")[1])
+        client.shutdown()
+        process = psutil.Process(int(pid))
+        wait_for("the kernel's end", lambda: process.status() == psutil.STATUS_ZOMBIE, 20)
 
 
 def test_an_authenticator_that_fails_lets_nobody_in(tmp_path, folder):

@@ -174,6 +174,23 @@ other = [open({str(tmp_path / "other")!r}, 'w') for _ in range(5)]
     assert (tmp_path / "other").read_text() == ""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_that_is_anothers_or_behind_anothers_link_is_no_start(tmp_path):
+    theirs, link = tmp_path / "theirs", tmp_path / "link"
+    theirs.touch(0o600)
+    os.chown(theirs, 65534, 65534)
+    link.symlink_to(tmp_path / "mine")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    for path, says in (
+        (theirs, "belongs to another user"),
+        (link, "a link that another user"),
+    ):
+        status, lines, text = refused(record_option(path))
+        assert (status, len(lines)) == (1, 2), text
+        assert says in lines[0]
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_record_that_can_not_be_kept_is_no_start(tmp_path):
     for path, says in ((tmp_path, "directory"), (tmp_path / "no" / "file", "No such file")):
         status, lines, text = refused(record_option(path))
@@ -181,6 +198,12 @@ def test_a_record_that_can_not_be_kept_is_no_start(tmp_path):
         assert len(lines) == 2, text
         assert lines[0].startswith(f"curve_kernel: error: audit_log {path} can't be written")
         assert says in lines[0]
+    open_to_others = tmp_path / "open"
+    open_to_others.touch()
+    open_to_others.chmod(0o666)
+    status, lines, text = refused(record_option(open_to_others))
+    assert (status, len(lines)) == (1, 2), text
+    assert "others may write it, its mode is 0666" in lines[0]
     (tmp_path / "jupyter_events.py").write_text("raise ImportError('not installed')")
     status, lines, text = refused(record_option("x"), env={"PYTHONPATH": str(tmp_path)})
     assert (status, len(lines)) == (1, 2), text

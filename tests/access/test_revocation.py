@@ -265,3 +265,57 @@ def fates_of(kernel: Kernel) -> str:
     if kernel.info["transport"] == "ipc":
         return "refused"
     return handshake(kernel.info, "iopub", kernel.keys["vera"])
+
+
+FILES = """
+import os, resource, time
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+kept = []
+with open({0!r}, 'w') as told:
+    most = max(map(int, os.listdir('/proc/self/fd'))) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        while True: kept.append(os.open('/dev/null', os.O_RDONLY))
+    except OSError as error: print(error.strerror, file=told, flush=True)
+    while not os.path.exists({1!r}): time.sleep(0.1)
+    for one in kept: os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+"""
+
+
+def test_an_access_ends_though_a_cell_has_every_file_that_the_kernel_may_open(kernel, tmp_path):
+    kernel.list("vera", "viewer", until=datetime.now(timezone.utc) + timedelta(seconds=4))
+    kernel.list("olga")
+    told, go_on = tmp_path / "told", tmp_path / "go on"
+    with kernel.member("vera", "iopub") as vera, kernel.member("olga", "iopub") as olga:
+        kernel.client.execute(FILES.format(str(told), str(go_on)))
+        wait_for("the cell", lambda: told.exists() and told.read_text() == "Too many open files\n")
+        assert not vera.is_out()
+        wait_for("the end", vera.is_out, 4 + SECONDS)
+        kernel.path("olga").unlink()
+        go_on.touch()
+        wait_for("the one that is not listed any more", olga.is_out, 2 * SECONDS)
+    assert run_code(kernel.client, "len(kept) > 0")[0] == "ok"
+    kernel.path("vera", "viewer").unlink()
+
+
+@pytest.mark.parametrize("what", ["certificate", "folder"])
+def test_what_links_in_the_list_lead_to_counts_as_soon(kernel, tmp_path, what):
+    elsewhere = tmp_path / "team"
+    elsewhere.mkdir(mode=0o700)
+    kernel.list("vera", "viewer")
+    path = kernel.path("vera", "viewer")
+    if what == "certificate":
+        path.rename(elsewhere / "vera.key")
+        path.symlink_to(elsewhere / "vera.key")
+    else:
+        path.parent.rename(elsewhere / "viewers")
+        path.parent.symlink_to(elsewhere / "viewers")
+        elsewhere = elsewhere / "viewers"
+    with kernel.member("vera", "iopub") as vera:
+        is_out_in_time(vera, (elsewhere / "vera.key").unlink)
+    if what == "certificate":
+        path.unlink()
+    else:
+        path.parent.unlink()
+        path.parent.mkdir(mode=0o700)

@@ -16,7 +16,21 @@ from curve_kernel.keys import KeyPair
 WIDE = "".join(chr(ord(letter) + 0xFEE0) for letter in "vera")
 # 10,000 with CURVE_KERNEL_ROUNDS=10000.
 ROUNDS = int(os.environ.get("CURVE_KERNEL_ROUNDS", "150"))
-FORGED = ["olga", "vera", "manager", "", "VERA", "v\u200bera", WIDE, "somebody", None, 7, ["vera"]]
+FORGED = [
+    "olga",
+    "vera",
+    "manager",
+    "",
+    "VERA",
+    "v\u200bera",
+    "vera\u3164",
+    "ve\u2800ra",
+    WIDE,
+    "somebody",
+    None,
+    7,
+    ["vera"],
+]
 
 
 def names_on_iopub(member: Member, requests: set[str]) -> dict[str, set[Any]]:

@@ -284,6 +284,43 @@ def test_nobody_is_welcomed_with_a_text_of_a_viewers_choice(kernel: Victim) -> N
         peer.socket.close()
 
 
+@pytest.mark.parametrize("channel", ["iopub", "shell"])
+def test_a_routing_id_may_be_any_bytes(kernel: Victim, channel: str) -> None:
+    """pyzmq gives it as text. If that fails, the iopub thread must not print it into the notebook."""
+    pair = keys(kernel.viewer if channel == "iopub" else kernel.owner)
+    kind = b"SUB" if channel == "iopub" else b"DEALER"
+    for _ in range(5):
+        with Peer(kernel.channels[channel], kernel.server_key, pair) as peer:
+            peer.to_welcome()
+            peer.send(frame(peer.initiate(metadata(Socket_Type=kind, Identity=b"\xff\xfe"))))
+            assert peer.read_frame().startswith(b"\x05READY")
+            if channel == "iopub":
+                peer.send(peer.message(b"\x01"))
+            else:
+                request = kernel.client.session.msg("kernel_info_request", {})
+                request["header"]["session"] = "another"
+                frames = kernel.client.session.serialize(request)
+                flags = [1] * (len(frames) - 1) + [0]
+                peer.send(b"".join(map(peer.message, frames, flags)))
+                assert peer.read_frame()  # the reply
+    assert run_code(kernel.client, "print('seen')") == ("ok", "seen\n")
+    with contextlib.suppress(queue.Empty):
+        while True:
+            assert kernel.client.get_iopub_msg(timeout=1)["msg_type"] != "stream"
+
+
+def test_a_type_of_request_that_is_no_text_spoils_nothing(kernel: Victim) -> None:
+    own = BlockingKernelClient(client_keys=kernel.owner)
+    own.load_connection_info(json.loads(Path(kernel.km.connection_file).read_text()))
+    own.start_channels()
+    for kind in (5, ["x"], None, "x" * 1_000_000):
+        request = own.session.msg("kernel_info_request", {})
+        request["header"]["msg_type"] = request["msg_type"] = kind
+        own.session.send(own.shell_channel.socket, request)
+        wait_for("the client", lambda: "olga" in curve(kernel))
+    own.stop_channels()
+
+
 ROLES = """
 from collections import Counter
 ports = {port.channel: port.connections for port in get_ipython().kernel.parent.bound_ports()}
