@@ -60,7 +60,7 @@ class Enforcer:
         """Readable when one of them has said something."""
         self.published = 0
         """Bytes published on iopub while somebody read whose reading is followed."""
-        self._published_before = 0
+        self._published_before = self._largest = 0
         # Connections that libzmq may ignore though their routing id is free by now, with what they had
         # sent when the kernel had last read all messages.
         self._freed: dict[Connection, int] = {}
@@ -74,6 +74,11 @@ class Enforcer:
     def has_readers(self) -> bool:
         """Whether somebody reads iopub who may turn out to be a slow reader."""
         return bool(self._readers)
+
+    def note_published(self, size: int) -> None:
+        """Take note that a message of *size* bytes is published on iopub."""
+        self.published += size
+        self._largest = max(self._largest, size)
 
     def has_published_much(self) -> bool:
         """Whether slow readers are to be checked now."""
@@ -235,9 +240,10 @@ class Enforcer:
     def check_readers(self) -> None:
         """Disconnect slow readers."""
         self._published_before = self.published
+        largest, self._largest = self._largest, 0
         for connection in list(self._readers):
             if connection.is_ready and not connection.is_disconnected:
-                connection.progress, is_slow = follow_reader(connection, self.published)
+                connection.progress, is_slow = follow_reader(connection, self.published, largest)
                 if is_slow:
                     self._disconnect(connection, Reason.SLOW)
 

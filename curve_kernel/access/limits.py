@@ -43,8 +43,8 @@ _HANDSHAKE_ACTIVITY = 10
 _QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
 _QUIET_ACTIVITY = {"iopub": (32, 0.5), "hb": (64, 20)}
 # Of what was published, the bytes that a slow reader may have left unread, and the seconds for which it
-# may read nothing at all.
-_BACKLOG, _STALL = 16 << 20, 5.0
+# may read nothing at all; on ipc, the seconds for which it may do so while more than that is published.
+_BACKLOG, _STALL, _STILL = 16 << 20, 5.0, 0.25
 
 # Connections of a listed client, and of a viewer on iopub: libzmq encrypts a message for each of them.
 _PER_CLIENT, _PER_VIEWER_ON_IOPUB = {"owner": 64, "viewer": 16}, 8
@@ -152,25 +152,32 @@ def says_too_much(connection: Connection) -> bool:
     return connection.received() > _QUIET_BYTES + _QUIET_RATE * age
 
 
-def follow_reader(connection: Connection, published: int) -> tuple[Progress, bool]:
+def follow_reader(connection: Connection, published: int, largest: int) -> tuple[Progress, bool]:
     """Return the progress of a peer on iopub, and whether it leaves unread what would fill the memory.
 
     Parameters
     ----------
     connection : Connection
         Its ``progress`` is what the last look returned.
-    published : int
-        Bytes published on iopub since the start.
+    published, largest : int
+        Bytes published on iopub since the start, and of the largest message since the last look.
     """
-    now = Progress(published, connection.acknowledged(), monotonic())
-    then = connection.progress
-    if then is None or not connection.unread():
-        return now, False
-    if connection.is_local:
-        return then, now.at - then.at > _STALL and published - then.published > _BACKLOG
-    backlog = published - then.published - (now.acknowledged - then.acknowledged)
+    unread, then = connection.unread(), connection.progress
+    now = Progress(published, connection.acknowledged(), monotonic(), largest, unread)
+    if then is None or not unread:
+        return now._replace(largest=0), False
+    then = then._replace(largest=max(then.largest, largest))
+    # One message takes its time, and is not what has piled up.
+    most = max(_BACKLOG, _BACKLOG // 2 + then.largest)
     stalls = now.at - then.at > _STALL
+    if connection.is_local:
+        # No bytes are counted there; but what is unread changes if the peer reads.
+        if unread != then.unread:
+            then = then._replace(unread=unread, still_since=now.at)
+        is_still = now.at - (then.still_since or then.at) > _STILL
+        return then, (stalls or is_still) and published - then.published > most
+    backlog = published - then.published - (now.acknowledged - then.acknowledged)
     if now.acknowledged > then.acknowledged:
         # It reads: what it has not read yet counts, not how long ago it had read everything.
-        then = now._replace(published=published - backlog)
-    return then, backlog > _BACKLOG or stalls
+        then = now._replace(published=published - backlog, largest=then.largest)
+    return then, backlog > most or stalls

@@ -151,7 +151,7 @@ class Monitor:
         """Take note of a message that is published on iopub."""
         if self._enforcer.has_readers():
             with suppress(TypeError):  # a frame that is no buffer, which libzmq refuses
-                self._enforcer.published += sum(memoryview(frame).nbytes for frame in frames)
+                self._enforcer.note_published(sum(memoryview(frame).nbytes for frame in frames))
             if self._enforcer.has_published_much():
                 self._wake()
 

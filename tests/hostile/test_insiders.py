@@ -248,8 +248,9 @@ def test_a_viewer_that_reads_nothing_is_disconnected_as_a_slow_reader(kernel: Vi
         peer.socket.close()
 
 
-def test_a_viewer_that_reads_is_none_whatever_it_reads(kernel: Victim) -> None:
-    code = "import os; from IPython.display import display; data = os.urandom(10_000_000)"
+@pytest.mark.parametrize("size", [10, 30])
+def test_a_viewer_that_reads_is_none_whatever_it_reads(kernel: Victim, size: int) -> None:
+    code = f"import os; from IPython.display import display; data = os.urandom({size}_000_000)"
     run_code(kernel.client, code)
     peer = subscriber(kernel, kernel.channels["iopub"])
     wait_for("the viewer", lambda: "vera" in curve(kernel))
@@ -264,8 +265,10 @@ def test_a_viewer_that_reads_is_none_whatever_it_reads(kernel: Victim) -> None:
     reader = threading.Thread(target=read, daemon=True)
     peer.socket.settimeout(None)
     reader.start()
-    run_code(kernel.client, "for _ in range(20): display({'image/png': data}, raw=True)", timeout=120)
-    wait_for("all of it", lambda: heard > 20 * 13_000_000, timeout=60)
+    count = 200 // size
+    show = f"for _ in range({count}): display({{'image/png': data}}, raw=True)"
+    run_code(kernel.client, show, timeout=120)
+    wait_for("all of it", lambda: heard > count * size * 1_300_000, timeout=60)
     assert "slow reader" not in curve(kernel)
     peer.socket.close()
 
