@@ -77,7 +77,9 @@ MEANT: dict[str, set[str]] = {
     "ConsoleApp": {"name"},
     "ConsoleClient": {"is_alive"},
     "Context": {"destroy", "socket"},
+    "CleanSession": {"deserialize"},
     "CurveConsoleApp": {
+        "_session_default",
         "handle_sigint",
         "init_connection_file",
         "init_kernel_client",
