@@ -99,7 +99,7 @@ def insecure_writes_are_allowed(path: str | os.PathLike[str], mode: int) -> bool
 def is_gone(path: str | os.PathLike[str]) -> bool:
     """Whether there is no such file; one in a folder that can't be entered may be there."""
     try:
-        os.stat(path)
+        Path(path).stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return True
     except OSError:

@@ -297,7 +297,7 @@ def _protect_output() -> None:
 
 
 def _is_open_elsewhere(descriptor: int) -> bool:
-    """Whether somebody else has a file open: only a file with no other open descriptor can be leased."""
+    """Whether somebody else has a file open: one that has no other open descriptor can be leased."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # comes if the file is opened meanwhile
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)

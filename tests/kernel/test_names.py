@@ -219,6 +219,7 @@ MEANT: dict[str, set[str]] = {
         "stop_channels",
     },
     "WholeSession": {"deserialize"},
+    "_BoundedServer": {"handle_stream", "on_close"},
     "_CellHandler": {"get"},
     "_EventsHandler": {"get"},
     "_Handler": {"initialize", "prepare", "set_default_headers"},
