@@ -18,7 +18,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
-from .. import connection_file, keys
+from .. import connection_file, files, keys
 from ..client import BlockingKernelClient, ChannelNotForViewersError
 from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
@@ -72,7 +72,7 @@ class Attached:
 
     def state(self) -> str:
         """Tell what has become of the kernel: it `RUNS`, or a verb of which that is not true."""
-        if not Path(self.file).exists():
+        if files.is_gone(self.file):
             return "has ended"
         try:
             if connection_file.read(self.file).get("curve_publickey") != self.server_key:

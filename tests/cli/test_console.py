@@ -479,6 +479,29 @@ def test_ssh_that_does_not_connect(owner, sshd, tmp_path, monkeypatch):
         fails("console", file, "--ssh", host, says="ssh can't be run", hint="install")
 
 
+ENDS = """
+import os, threading, time
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+
+class Kernel(IPythonKernel):
+    async def kernel_info_request(self, *args):
+        if threading.current_thread() is threading.main_thread():
+            await super().kernel_info_request(*args)
+            time.sleep(0.3)  # until it has left
+            os.unlink(IPKernelApp.instance().abs_connection_file)
+            os._exit(0)
+"""
+
+
+def test_a_kernel_that_ends_after_its_first_answer(owner, tmp_path):
+    (tmp_path / "ends.py").write_text(ENDS)
+    file = tmp_path / "kernel.json"
+    options = ("--allowlist", "--IPKernelApp.kernel_class=ends.Kernel")
+    with headless(*options, file=file, env={"PYTHONPATH": str(tmp_path)}):
+        fails("console", str(file), "--simple-prompt", says="the kernel has ended", hint="status")
+
+
 STEERS = r"""
 from IPython.display import display
 from curve_kernel.app import CurveKernelApp
