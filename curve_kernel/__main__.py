@@ -1,6 +1,8 @@
 """``python -m curve_kernel`` and ``curve-kernel``: the kernel, or one of its commands."""
 
+import contextlib
 import gc
+import io
 import sys
 from pathlib import Path
 
@@ -11,8 +13,13 @@ from curve_kernel.commands import COMMANDS, help_text
 def main() -> None:
     """Run what the command line asks for; only a kernel waits for ipykernel's import."""
     # As ipykernel_launcher does: a notebook's folder must not shadow the modules that start it.
-    if sys.path[0] == "" or Path(sys.path[0]) == Path.cwd():
-        del sys.path[0]
+    with contextlib.suppress(FileNotFoundError):  # a working directory that was removed has none
+        if sys.path[0] == "" or Path(sys.path[0]) == Path.cwd():
+            del sys.path[0]
+
+    # A path may have bytes that are no text. That is no reason to end after the work is done.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     words = sys.argv[1:]
     if words[:1] == ["help"]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from .errors import printable
+
 __all__ = ["banner"]
 
 
@@ -24,9 +26,10 @@ def banner(app: Any, file: str) -> list[str]:
         clients = f"the clients listed in {shlex.quote(app.authorized_clients)}"
         if app.owner_keys:
             clients += f", and those in owner_keys ({len(app.owner_keys)})"
-    return [
+    lines = (
         f"Every channel is encrypted (CURVE); server key: {app.server_key.decode()}",
         f"Connection file: {file}",
         f"May connect: {clients}",
         f"To connect: python -m curve_kernel console --existing {file}",
-    ]
+    )
+    return [printable(line) for line in lines]

@@ -16,7 +16,7 @@ from traitlets.log import get_logger
 
 from .errors import CurveKernelError
 
-__all__ = ["check", "insecure_writes_are_allowed", "read", "replace"]
+__all__ = ["check", "insecure_writes_are_allowed", "is_gone", "read", "replace", "set_mode"]
 
 _LIMIT = 1 << 20
 
@@ -59,7 +59,7 @@ def check(path: str | os.PathLike[str]) -> None:
         If others could read the file.
     """
     with tempfile.NamedTemporaryFile(dir=Path(os.path.realpath(path)).parent, prefix=".") as file:
-        _set_mode(file.fileno(), path, 0o600)
+        set_mode(file.fileno(), path, 0o600)
         file.write(bytes(4096))
 
 
@@ -77,7 +77,7 @@ def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> 
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            _set_mode(descriptor, path, mode)
+            set_mode(descriptor, path, mode)
             file.write(content)
         Path(temporary).replace(target)
     except BaseException:
@@ -96,7 +96,26 @@ def insecure_writes_are_allowed(path: str | os.PathLike[str], mode: int) -> bool
     return allow_insecure_writes
 
 
-def _set_mode(descriptor: int, path: str | os.PathLike[str], mode: int) -> None:
+def is_gone(path: str | os.PathLike[str]) -> bool:
+    """Whether there is no such file; one in a folder that can't be entered may be there."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def set_mode(descriptor: int, path: str | os.PathLike[str], mode: int) -> None:
+    """Give the open file at *path* a *mode*.
+
+    Raises
+    ------
+    CurveKernelError
+        If that is for this user alone and others could read the file all the same, unless the user
+        allows it.
+    """
     # A file system may not let modes be changed (CIFS, Azure Files, NFS, FAT), and show one of its own.
     with suppress(OSError):
         os.fchmod(descriptor, mode)

@@ -66,7 +66,7 @@ def receipts(folder: Path) -> Iterator[Receipts]:
     with ExitStack() as stack:
         with suppress(OSError):
             made = stack.enter_context(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(_remove, path)
             with _short(path) as short:
                 made.bind(short)
             path.chmod(0o600)
@@ -83,9 +83,14 @@ def tell(folder: Path, kernel: str, ended: int) -> None:
                 with _short(path) as short:
                     sender.sendto(line, MSG_DONTWAIT, short)
             except ConnectionRefusedError:  # what a command left that was killed
-                path.unlink(missing_ok=True)
+                _remove(path)
             except OSError:
                 continue
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # also on a file system that is read-only, where there was none
+        path.unlink()
 
 
 @contextmanager

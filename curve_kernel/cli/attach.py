@@ -18,13 +18,14 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_data_dir
 
-from .. import connection_file, keys
+from .. import connection_file, files, keys
 from ..client import BlockingKernelClient, ChannelNotForViewersError
 from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
-from .connect import connected, find, need_identity, short_name
+from .connect import connected, find, need_identity
 from .install import check_kernelspec_name, installed, requirement, write_kernelspec
+from .whose import short_name
 
 __all__ = ["ATTACH_PROVISIONER", "RUNS", "AttachApp", "Attached"]
 
@@ -71,7 +72,7 @@ class Attached:
 
     def state(self) -> str:
         """Tell what has become of the kernel: it `RUNS`, or a verb of which that is not true."""
-        if not Path(self.file).exists():
+        if files.is_gone(self.file):
             return "has ended"
         try:
             if connection_file.read(self.file).get("curve_publickey") != self.server_key:
@@ -122,7 +123,7 @@ class AttachApp(Command):
         need_identity(path)
         info = connection_file.read(path)
         facts, note = _ask(path, info)
-        short = short_name(path)
+        short = printable(short_name(path))
         name = (options.name or re.sub(r"[^a-z0-9._-]+", "-", f"joined-{short}".lower())).lower()
         _check_name(name, path)
         spec = {
@@ -149,9 +150,9 @@ class AttachApp(Command):
             f"  python -m pip install {requirement()}",
             f"To remove it: python -m curve_kernel uninstall --name {shlex.quote(name)}",
         ):
-            print(line)  # noqa: T201
+            print(printable(line))  # noqa: T201
         if note:
-            print(f"curve_kernel: note: {note}", file=sys.stderr)  # noqa: T201
+            print(f"curve_kernel: note: {printable(note)}", file=sys.stderr)  # noqa: T201
 
     def _list(self, options: argparse.Namespace) -> None:
         if options.file or options.existing or options.name or options.display_name:

@@ -130,8 +130,8 @@ class KeygenApp(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         """Make the pair, and say where it is."""
-        replaced = os.path.lexists(curve_folder() / "identity.key_secret")
         old_key = _old_key()
+        replaced = bool(old_key) or os.path.lexists(curve_folder() / "identity.key_secret")
         make_identity(force=options.force)
         print(f"Your key pair is made, and you are an owner of your kernels as {_own_name()}.")  # noqa: T201
         certificate = shlex.quote(str(curve_folder() / "identity.key"))

@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import queue
-import re
 import shlex
 import stat
 import sys
@@ -23,7 +22,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from .. import connection_file
 from ..access.allowlist import AuthorizedClients
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
-from ..errors import CurveKernelError
+from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from ..keys.certificates import curve_folder, load_identity
 from ..keys.expiry import show
@@ -33,8 +32,9 @@ from .clients import make_identity
 from .page import Page
 from .printer import Printer
 from .pulse import Pulse, WholeSession
+from .whose import short_name
 
-__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity", "short_name"]
+__all__ = ["ConsoleApp", "WatchApp", "connected", "find", "need_identity"]
 
 
 def find(name: str | None) -> str:
@@ -62,7 +62,7 @@ def find(name: str | None) -> str:
     if not files:
         if name is None:
             raise CurveKernelError(f"no kernel has a connection file in {jupyter_runtime_dir()}", _HINT)
-        for path in (Path.cwd() / name, Path(jupyter_runtime_dir()) / name):
+        for path in (folder / name for folder in _folders()):
             if os.path.isfile(path):  # noqa: PTH113
                 connection_file.read(path)  # says why it does not count
         raise CurveKernelError(f"there is no connection file {name}", _HINT)
@@ -85,20 +85,28 @@ _HINT = "python -m curve_kernel status shows the kernels that run"
 
 def _fitting(name: str | None) -> list[str]:
     """Return the files that *name* may mean, the latest last."""
-    runtime, here = Path(jupyter_runtime_dir()), Path.cwd()
     if name is None:
-        return _by_time(file for file in runtime.glob("*.json") if _is_connection_file(file))
+        files = Path(jupyter_runtime_dir()).glob("*.json")
+        return _by_time(file for file in files if _is_connection_file(file))
     if "*" not in name:
-        exact = [file for file in (here / name, runtime / name) if _is_connection_file(file)]
+        exact = [file for folder in _folders() if _is_connection_file(file := folder / name)]
         if exact:
             return _by_time(exact)
         name = f"*{name}*"
     pattern = name if name.endswith(".json") else f"{name}.json"
     found = set()
     with contextlib.suppress(ValueError, NotImplementedError, OSError):  # it is no pattern
-        for folder in (runtime, here):
+        for folder in _folders():
             found |= {file for file in folder.glob(pattern) if _is_connection_file(file)}
     return _by_time(found)
+
+
+def _folders() -> list[Path]:
+    """Return where a name without a folder is looked for."""
+    folders = [Path(jupyter_runtime_dir())]
+    with contextlib.suppress(FileNotFoundError):  # the working directory was removed
+        folders.insert(0, Path.cwd())
+    return folders
 
 
 def _is_connection_file(file: Path) -> bool:
@@ -117,31 +125,22 @@ def _by_time(files: Iterable[Path]) -> list[str]:
     return sorted(times, key=lambda file: times[file])
 
 
-def short_name(path: str) -> str:
-    """Return a name for a connection file's kernel by which a person tells it from others."""
-    stem = Path(path).stem
-    # Of a launcher's UUID the beginning does.
-    found = re.match(r"(kernel-[0-9a-f]{8})-[0-9a-f]{4}-", stem)
-    return found[1] if found else stem
-
-
 def need_identity(path: str) -> None:
     """Make this user's identity, if a kernel's connection file needs it and it is missing."""
     info = connection_file.read(path)
     is_ticket = ticket_pair(info) is not None
     if is_ticket and (mode := stat.S_IMODE(Path(path).stat().st_mode)) & 0o077:
-        print(  # noqa: T201
-            f"curve_kernel: warning: others may have the access too, since the mode of {path} is"
-            f" {mode:04o}: chmod 600 {shlex.quote(path)}",
-            file=sys.stderr,
-        )
+        warning = f"others may have the access too, since the mode of {path} is {mode:04o}"
+        _tell(f"warning: {warning}: chmod 600 {shlex.quote(path)}")
     has_pair = is_ticket or bool(info.get("curve_secretkey"))
     if info.get("curve_publickey") and not has_pair and load_identity() is None:
         make_identity()
         where = shlex.quote(str(curve_folder() / "identity.key"))
-        print(  # noqa: T201
-            f"curve_kernel: made your key pair, an owner of your own kernels: {where}", file=sys.stderr
-        )
+        _tell(f"made your key pair, an owner of your own kernels: {where}")
+
+
+def _tell(text: str) -> None:
+    print(f"curve_kernel: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def connected(path: str, connect: Callable[[], Any]) -> Any:
@@ -186,7 +185,9 @@ def _reads_another_list(path: str) -> bool:
         return False
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)  # not ssh, which leads to somebody else's perhaps
-        return process.uids().effective == os.geteuid() and "curve_kernel" in process.cmdline()
+        words = {Path(word).name for word in process.cmdline()}
+        ours = not words.isdisjoint(("curve_kernel", "curve-kernel"))  # the module, and the script
+        return ours and process.uids().effective == os.geteuid()
     return False
 
 

@@ -25,6 +25,7 @@ from prompt_toolkit.application import run_in_terminal
 from ..client import BlockingKernelClient
 from ..errors import CurveKernelError, fail
 from .leaving import is_exit, keep_kernel
+from .printer import CleanSession
 from .pulse import Pulse
 from .ssh import ssh_tunnel
 from .whose import whose
@@ -34,6 +35,9 @@ __all__ = ["CurveConsoleApp", "CurveShell"]
 _INTERVAL = 0.5
 # Seconds after which the console asks once more which process of the kernel is there.
 _ASK_AGAIN = 5.0
+_ENDED = CurveKernelError(
+    "the kernel has ended", "python -m curve_kernel status shows which kernels run"
+)
 _STARTS_KERNELS = {"existing", "connection_file", "kernel_name", "transport", "ip"}
 
 
@@ -108,7 +112,12 @@ class CurveShell(ZMQTerminalInteractiveShell):
     def init_kernel_info(self) -> None:
         """Wait for the kernel, and learn which process it is."""
         super().init_kernel_info()
+        deadline = time.monotonic() + Pulse.SILENCE
         while not self.client.settled() and self.client.refusal is None:
+            if self.client.pulse.has_ended():
+                raise _ENDED
+            if time.monotonic() > deadline:
+                return  # `_watch_kernel` looks on
             time.sleep(0.01)
 
     def show_banner(self) -> None:
@@ -221,10 +230,7 @@ class CurveShell(ZMQTerminalInteractiveShell):
         while True:
             try:
                 if self.client.pulse.has_ended() and not self.parent.tunnel_has_ended():
-                    raise CurveKernelError(
-                        "the kernel has ended",
-                        "python -m curve_kernel status shows which kernels run",
-                    )
+                    raise _ENDED
                 self.parent.check()
             except CurveKernelError as error:
                 if self._leave(error):
@@ -313,6 +319,9 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
                 )
             if not equals:
                 raise CurveKernelError(f"{name} has no value", f"write {name}=VALUE, in one word")
+
+    def _session_default(self) -> CleanSession:
+        return CleanSession(parent=self)
 
     def init_connection_file(self) -> None:
         """Leave `info` as it was given."""

@@ -12,7 +12,6 @@ import platform
 import shlex
 import stat
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -36,7 +35,7 @@ from ..keys.certificates import curve_folder, load_identity
 from ..wire import read_mechanism
 from . import Command
 from .findings import PYTHON, Finding, as_command, from_error
-from .install import shipped_spec
+from .install import shipped_spec, temporary_folder
 from .kernelspecs import check_kernelspecs
 from .remote import add_remote_arguments, check_far_side, is_remote, remote_config
 
@@ -160,7 +159,7 @@ def _runtime_folder() -> Iterator[Finding]:
 
 
 def _round_trip() -> Iterator[Finding]:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         spec = Path(folder, "kernels", "throw-away")
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps(shipped_spec()))

@@ -40,6 +40,7 @@ __all__ = [
     "resources",
     "runs_curve_kernel",
     "shipped_spec",
+    "temporary_folder",
     "write_kernelspec",
 ]
 
@@ -117,7 +118,7 @@ def replaced_mark(folder: Path) -> Path:
 def replaced_by_stock(manager: KernelSpecManager) -> Iterator[Path]:
     """Yield the folders of kernelspecs that `install` has replaced, and that were put back since."""
     for folder, argv in installed(manager):
-        if replaced_mark(folder).exists() and not runs_curve_kernel(argv):
+        if os.path.lexists(replaced_mark(folder)) and not runs_curve_kernel(argv):
             yield folder
 
 
@@ -181,6 +182,23 @@ def check_kernelspec_name(name: str) -> None:
         raise CurveKernelError(f"{name!r} is no name for a kernelspec", "choose another --name")
 
 
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that goes away again.
+
+    Raises
+    ------
+    CurveKernelError
+        If there is nowhere to make one.
+    """
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise CurveKernelError(
+            f"there is no folder for temporary files: {error.strerror}",
+            "set TMPDIR to one that you can write",
+        ) from None
+
+
 def write_kernelspec(
     manager: KernelSpecManager,
     spec: dict[str, Any],
@@ -200,7 +218,7 @@ def write_kernelspec(
     check_kernelspec_name(name)
     # What it warns about, the command says once, as a note.
     manager.log.setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         source = Path(folder) / "spec"
         shutil.copytree(resources(), source)
         (source / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n")

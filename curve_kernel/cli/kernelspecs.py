@@ -49,7 +49,13 @@ def check_kernelspecs() -> Iterator[Finding]:
         )
     yield from _shadowed(manager, {name: Path(folder) for name, folder in shown.items()})
     yield from check_plaintext(manager, shown)
-    elsewhere = [name for name, folder in shown.items() if not Path(folder).is_relative_to(sys.prefix)]
+    here = Path(sys.executable).parent
+    elsewhere = any(
+        runs_curve_kernel(argv)
+        and Path(argv[0]).parent == here
+        and not folder.is_relative_to(sys.prefix)
+        for folder, argv in installed(manager)
+    )
     if not elsewhere and not _is_installed("jupyter_server"):
         yield Finding(
             "kernelspecs",

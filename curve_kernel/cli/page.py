@@ -19,6 +19,8 @@ _ITEMS = 300
 _OUTPUTS = 200
 _TEXT = 1 << 18
 _DATA = 1 << 19
+_METADATA = 1 << 16
+_NAME = 200
 _IMAGE = 1 << 23
 _TOTAL = 1 << 26
 
@@ -97,14 +99,13 @@ class Page:
             for item in self._items.values():
                 if not item.note and secrets.compare_digest(item.secret, secret):
                     outputs = deepcopy(item.outputs)
-                    for output in outputs:
-                        self._widgets.make_static(output)
+                    self._widgets.make_static(outputs)
                     return item.code, outputs
         return None
 
     def _take(self, message: dict[str, Any]) -> None:
         content, parent = message["content"], message["parent_header"]
-        request = str(parent.get("msg_id", ""))
+        request = str(parent.get("msg_id", ""))[:_NAME]
         match message["msg_type"]:
             case "execute_input":
                 item = self._item(request)
@@ -122,7 +123,7 @@ class Page:
                 item, item.busy = found, False
             case "stream":
                 item = self._item(request)
-                self._add_text(item, str(content["name"]), str(content["text"]))
+                self._add_text(item, str(content["name"])[:_NAME], str(content["text"]))
             case "execute_result" | "display_data" | "error" as kind:
                 item = self._item(request)
                 self._add(item, {"output_type": kind, **_checked(kind, content)})
@@ -176,8 +177,11 @@ class Page:
 
     def _update(self, display_id: str, fields: dict[str, Any]) -> None:
         for item, output in self._shown(display_id):
-            output.update(data=fields["data"], metadata=fields["metadata"])
+            output.update(fields)
+            self._added += _size(output)
             self._touch(item)
+        if self._added > _DATA:
+            self._trim()
 
     def _shown(self, display_id: str) -> Iterator[tuple[Item, dict[str, Any]]]:
         for item in self._items.values():
@@ -201,7 +205,7 @@ def _for_script(item: Item) -> dict[str, Any]:
 
 
 def _display_id(output: dict[str, Any]) -> str:
-    return str((output.get("transient") or {}).get("display_id") or "")
+    return str((output.get("transient") or {}).get("display_id") or "")[:_NAME]
 
 
 def _checked(kind: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -210,22 +214,27 @@ def _checked(kind: str, content: dict[str, Any]) -> dict[str, Any]:
         lines = [str(line)[:_TEXT] for line in content["traceback"]][:_OUTPUTS]
         fields = {"ename": str(content["ename"])[:200], "evalue": str(content["evalue"])[:_TEXT]}
         return {**fields, "traceback": lines}
-    data = {}
+    data: dict[str, Any] = {}
+    held = 0
     for mime, value in dict(content["data"]).items():
         text = "".join(value) if isinstance(value, list) and mime != "application/json" else value
         text = text if isinstance(text, str) or "json" in mime else str(text)
         size = len(text) if isinstance(text, str) else len(json.dumps(text))
         if size <= (_IMAGE if mime.startswith("image/") else _DATA):
             data[str(mime)] = text
+            held += len(mime) + size
         else:
             data.setdefault(
                 "text/plain", f"[{str(mime)[:80]}, {size >> 10} KiB: too large for this page]"
             )
     metadata = content.get("metadata")
+    size = len(json.dumps(metadata))
+    if not isinstance(metadata, dict) or size > _METADATA:
+        metadata, size = {}, 0
     checked: dict[str, Any] = {
         "data": data,
-        "metadata": metadata if isinstance(metadata, dict) else {},
-        "transient": {"display_id": _display_id(content)},
+        "metadata": metadata,
+        "transient": {"display_id": _display_id(content), "size": held + size},
     }
     if kind == "execute_result":
         checked["execution_count"] = int(content["execution_count"])
@@ -233,6 +242,5 @@ def _checked(kind: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size(output: dict[str, Any]) -> int:
-    data = output.get("data") or {}
-    values = [*data.values(), output.get("text", ""), *output.get("traceback", ())]
-    return sum(len(value) if isinstance(value, str) else 1000 for value in values)
+    texts = (output.get("text", ""), *output.get("traceback", ()))
+    return int(output.get("transient", {}).get("size", 0)) + sum(map(len, texts))

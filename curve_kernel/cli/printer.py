@@ -1,4 +1,4 @@
-"""What ``watch`` prints on a terminal."""
+"""What a kernel says, on a terminal: what ``watch`` prints, and the filter for it and ``console``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from typing import Any
 
+from jupyter_client.session import Session
 from pygments import highlight
 from pygments.formatters import TerminalFormatter
 from pygments.lexers import get_lexer_by_name
@@ -13,16 +14,39 @@ from pygments.util import ClassNotFound
 
 from .whose import whose
 
-__all__ = ["Printer"]
+__all__ = ["CleanSession", "Printer", "clean"]
+
+# What the kernel's user prints must not steer the terminal of who reads it: of all control characters
+# only those for text pass, and of all sequences only those for color and for clearing the line.
+_KEPT = r"\x1b\[[0-9;:]*m|\x1b\[[0-2]?K"
+_CONTROL = re.compile(rf"({_KEPT})|\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def clean(value: Any) -> Any:
+    """Return a message's content, or a part of it, without what steers a terminal in its texts."""
+    match value:
+        case str():
+            return _CONTROL.sub(lambda match: match[1] or "", value)
+        case dict():
+            return {name: clean(part) for name, part in value.items()}
+        case list():
+            return list(map(clean, value))
+    return value
+
+
+class CleanSession(Session):
+    """Lets nothing through that steers a terminal, in whatever message it comes."""
+
+    def deserialize(self, msg_list: list[Any], content: bool = True, copy: bool = True) -> Any:
+        """Return the message that the frames are, with its texts cleaned."""
+        message: dict[str, Any] = super().deserialize(msg_list, content, copy)
+        return {**message, "content": clean(message["content"])}
 
 
 class Printer:
     """Prints iopub messages."""
 
-    # What the kernel's user prints must not steer the watcher's terminal: of all control
-    # characters only those for text and color pass.
-    _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
-    _CONTROL = re.compile(r"(\x1b\[[0-9;:]*m)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+    _SEQUENCE = re.compile(_KEPT)
 
     def __init__(self, *, color: bool) -> None:
         self._color = color
@@ -80,13 +104,13 @@ class Printer:
         self._write(start + (text.rstrip("\n") + "\n" if text else ""), color)
 
     def _write(self, text: str, color: str = "") -> None:
-        text = self._CONTROL.sub(lambda match: match[1] or "", text)
+        text = clean(text)
         if not self._color:
-            text = self._COLOR.sub("", text)
+            text = self._SEQUENCE.sub("", text)
         elif color:
             text = f"\x1b[{color}m{text}\x1b[0m"
         sys.stdout.write(text)
         sys.stdout.flush()
-        plain = self._COLOR.sub("", text)
+        plain = self._SEQUENCE.sub("", text)
         if plain:
             self._at_line_start = plain.endswith("\n")

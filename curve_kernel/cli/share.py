@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import fcntl
 import ipaddress
 import json
 import os
 import secrets
 import shlex
+import signal
 import socket
 import stat
 import sys
@@ -17,7 +20,7 @@ from typing import Any
 import psutil
 from jupyter_client.connect import port_names
 
-from .. import connection_file, keys
+from .. import connection_file, files, keys
 from ..access.allowlist import check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
@@ -81,6 +84,8 @@ class ShareApp(Command):
         keys.require_curve()
         if sys.stdout is None:
             raise CurveKernelError("there is no standard output to print the file to", "add > FILE")
+        if options.ticket:
+            _protect_output()
         name, public_key, pair = _client(options)
         end = end_of(options)
         if options.ticket and end is None:
@@ -99,8 +104,6 @@ class ShareApp(Command):
         info["ip"], note = _address(info, options.ip, path, hostname)
         _check_kernel(info, path)
         _check_list(info, path)
-        if pair is not None:
-            _protect_output()
         list_client(name, options.role, public_key, until=end, force=options.force)
         info |= shared(name, options.role, end, pair)
         print(json.dumps(info, indent=1), flush=True)  # noqa: T201
@@ -185,13 +188,16 @@ def _is_loopback(address: str) -> bool:
 
 def _own_address() -> tuple[str, str]:
     """Return the address of this machine that others most likely reach."""
+    # An address with a label, eth0:1 say, is its interface's, of which alone there are statistics.
+    stats = psutil.net_if_stats()
+    up = {name for name, found in stats.items() if found.isup}
     own = sorted(
         address.address
         for name, addresses in psutil.net_if_addrs().items()
         for address in addresses
         if address.family == socket.AF_INET
         and not _is_loopback(address.address)
-        and psutil.net_if_stats()[name].isup
+        and name.partition(":")[0] in up
     )
     if not own:
         raise CurveKernelError(
@@ -261,15 +267,44 @@ def _is_accepted(info: Mapping[str, Any], pair: KeyPair) -> bool:
 
 
 def _protect_output() -> None:
-    """Let nobody else read the file that a ticket is written into; a terminal is none."""
+    """Make sure that nobody else can read the file that a ticket goes into, nor has it open already.
+
+    A shell makes the file with whatever mode the umask leaves, before this program starts.
+    """
     if sys.stdout.isatty():
         raise CurveKernelError(
             "a ticket holds a secret key, which does not belong on a terminal",
             "write it into a file: > ticket.json",
         )
-    status = os.fstat(sys.stdout.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-        os.fchmod(sys.stdout.fileno(), 0o600)
+    output = sys.stdout.fileno()
+    status = os.fstat(output)
+    if not stat.S_ISREG(status.st_mode):
+        return
+    problem = ""
+    if status.st_uid != os.geteuid():
+        problem = "belongs to another user"
+    elif status.st_nlink > 1:
+        problem = "has another name too"
+    else:
+        files.set_mode(output, "the ticket's file", 0o600)
+        if _is_open_elsewhere(output):
+            problem = "is open in another program, which could read the secret key"
+    if problem:
+        raise CurveKernelError(
+            f"the ticket's file {problem}",
+            "write it into a new file: (umask 077; python -m curve_kernel share ... > ticket.json)",
+        )
+
+
+def _is_open_elsewhere(descriptor: int) -> bool:
+    """Whether somebody else has a file open: one that has no other open descriptor can be leased."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # comes if the file is opened meanwhile
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # others say that a file system, NFS say, has no leases
+    return False
 
 
 def _remarks(name: str, role: str, end: Any, pair: KeyPair | None, note: str) -> list[str]:

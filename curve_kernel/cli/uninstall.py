@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -44,10 +45,8 @@ class UninstallApp(Command):
             for folder, argv in found
             if runs_curve_kernel(argv) or _names_our_provisioner(folder)
         ]
-        marked = [folder for folder, _ in found if replaced_mark(folder).exists()]
-        for folder in marked:
-            replaced_mark(folder).unlink()
-        if not ours and not marked:
+        marks = [mark for folder, _ in found if os.path.lexists(mark := replaced_mark(folder))]
+        if not ours and not marks:
             message = f"there is no kernelspec {options.name}"
             if found:
                 message = f"kernelspec {options.name} in {found[0][0]} does not run curve_kernel"
@@ -68,6 +67,13 @@ class UninstallApp(Command):
                     f"kernelspec {folder} can't be removed: {error.strerror}"
                 ) from None
             print(f"Removed kernelspec {name} from {folder}")  # noqa: T201
+        for mark in marks:
+            try:
+                mark.unlink()
+            except OSError as error:
+                if not ours:
+                    raise CurveKernelError(f"{mark} can't be removed: {error.strerror}") from None
+                left.append(f"{mark}, which can't be removed: {error.strerror}")
         for line in left:
             print(f"Left {line}")  # noqa: T201
 

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any
 
 from tornado.httpserver import HTTPServer
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -30,6 +30,15 @@ __all__ = ["WebServer"]
 _ADDRESS = "127.0.0.1"
 _INTERVAL = 0.1
 _KEEP_ALIVE = 15.0
+# What whoever reaches the port, with the token or without, may take: bytes of each connection, seconds
+# for a request, and connections.
+_LIMITS = {
+    "max_body_size": 1 << 10,
+    "max_buffer_size": 1 << 16,
+    "idle_connection_timeout": 60.0,
+    "body_timeout": 10.0,
+}
+_CONNECTIONS = 500
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self';"
@@ -108,8 +117,25 @@ class WebServer:
             default_handler_args=shared,
             log_function=lambda _: None,  # addresses hold the token
         )
-        HTTPServer(application).add_sockets(self._sockets)
+        _BoundedServer(application, **_LIMITS).add_sockets(self._sockets)
         await asyncio.Event().wait()
+
+
+class _BoundedServer(HTTPServer):
+    """Closes connections that are too many, rather than run out of open files."""
+
+    _held = 0
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if self._held >= _CONNECTIONS:
+            stream.close()
+            return
+        self._held += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: Any) -> None:
+        self._held -= 1
+        super().on_close(server_conn)
 
 
 class _Handler(RequestHandler):

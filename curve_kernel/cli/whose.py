@@ -1,10 +1,12 @@
-"""Whose a message is, for people to read."""
+"""For people to read: whose a message is, and what a kernel is called."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
-__all__ = ["whose"]
+__all__ = ["short_name", "whose"]
 
 # What jupyter_client's sessions call a user that has no name.
 _NOBODY = "username"
@@ -20,3 +22,11 @@ def whose(message: dict[str, Any]) -> str:
     if not isinstance(name, str) or name == _NOBODY:
         return ""
     return "".join(letter for letter in name if letter.isprintable() and not letter.isspace())[:64]
+
+
+def short_name(path: str) -> str:
+    """Return a name for a connection file's kernel by which a person tells it from others."""
+    stem = Path(path).stem
+    # Of a launcher's UUID the beginning does.
+    found = re.match(r"(kernel-[0-9a-f]{8})-[0-9a-f]{4}-", stem)
+    return found[1] if found else stem

@@ -36,7 +36,7 @@ def after(duration: str, now: datetime | None = None) -> datetime:
     try:
         parts = re.findall(r"(\d+)(\D+)", text)
         length = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in parts), timedelta())
-        end = now + length
+        end = (now + length).astimezone()
     except OverflowError:
         raise CurveKernelError(f"{duration!r} is too long", "leave it out for no end") from None
     if not length:
@@ -90,7 +90,7 @@ def parse_until(content: bytes, name: str) -> datetime | None:
             value = f"{value[:-1]}+00:00" if value[-1:] in ("Z", "z") else value
             try:
                 end = datetime.fromisoformat(value)
-                end.timestamp()
+                end.astimezone()  # as `show` does
             except (ValueError, OverflowError):
                 end = datetime.min
             if end.tzinfo is None:

@@ -52,7 +52,7 @@ def until(info: Mapping[str, Any]) -> datetime | None:
     """Return until when a connection file says that it is shared, if it does."""
     try:
         end = datetime.fromisoformat(info["shared"]["until"])
-        end.timestamp()
+        end.astimezone()  # as `show` does
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return end if end.tzinfo is not None else None

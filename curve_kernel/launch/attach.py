@@ -14,7 +14,7 @@ from jupyter_client.connect import KernelConnectionInfo, port_names
 from jupyter_client.provisioning import KernelProvisionerBase
 from traitlets import Unicode
 
-from .. import connection_file
+from .. import connection_file, files
 from ..client import BlockingKernelClient, ChannelNotForViewersError, NobodyThereError
 from ..errors import CurveKernelError
 from ..wire import read_mechanism
@@ -88,7 +88,7 @@ class AttachProvisioner(KernelProvisionerBase):
         return {**await super().pre_launch(**kwargs), "cmd": []}
 
     def _read(self) -> dict[str, Any]:
-        if not Path(self.connection_file).exists():
+        if files.is_gone(self.connection_file):
             raise StartError(f"the kernel of {self.connection_file} has ended: its file is gone")
         info = connection_file.read(self.connection_file)
         if self.server_key and info.get("curve_publickey") != self.server_key:
@@ -191,7 +191,7 @@ class AttachProvisioner(KernelProvisionerBase):
         except (ConnectionRefusedError, FileNotFoundError):
             now = time.monotonic()
             self._closed_since = self._closed_since or now
-            if now - self._closed_since > _GRACE or not Path(self.connection_file).exists():
+            if now - self._closed_since > _GRACE or files.is_gone(self.connection_file):
                 return StartError(f"the kernel of {self.connection_file} has ended")
         except (OSError, ValueError, RuntimeError):  # the last at the interpreter's exit
             pass

@@ -100,6 +100,15 @@ def test_keygen(curve):
     assert clients.count("(you)") == 1
     assert old_key not in clients
 
+    # The secret key was removed by hand, and the old one is listed under one more name.
+    (curve / "owners" / "olga.key").rename(curve / "owners" / "desk.key")
+    old_key = load_identity(curve).public_key.decode()
+    (curve / "identity.key_secret").unlink()
+    status, out, _ = run("keygen", "--force")
+    assert status == 0
+    assert "It was listed as owner desk too, and is not any more.\nYour old key is off" in out
+    assert old_key not in run("clients")[1]
+
     (curve / "identity.key_secret").write_text("torn")
     (curve / "identity.key").unlink()
     status, out, _ = run("keygen", "--force")

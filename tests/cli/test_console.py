@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -475,3 +477,73 @@ def test_ssh_that_does_not_connect(owner, sshd, tmp_path, monkeypatch):
         says("--ssh", host, "--sshkey", str(key), of=f"{host}: Host key verification failed")
         monkeypatch.setenv("PATH", str(tmp_path))
         fails("console", file, "--ssh", host, says="ssh can't be run", hint="install")
+
+
+ENDS = """
+import os, threading, time
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+
+class Kernel(IPythonKernel):
+    async def kernel_info_request(self, *args):
+        if threading.current_thread() is threading.main_thread():
+            await super().kernel_info_request(*args)
+            time.sleep(0.3)  # until it has left
+            os.unlink(IPKernelApp.instance().abs_connection_file)
+            os._exit(0)
+"""
+
+
+def test_a_kernel_that_ends_after_its_first_answer(owner, tmp_path):
+    (tmp_path / "ends.py").write_text(ENDS)
+    file = tmp_path / "kernel.json"
+    options = ("--allowlist", "--IPKernelApp.kernel_class=ends.Kernel")
+    with headless(*options, file=file, env={"PYTHONPATH": str(tmp_path)}):
+        fails("console", str(file), "--simple-prompt", says="the kernel has ended", hint="status")
+
+
+STEERS = r"""
+from IPython.display import display
+from curve_kernel.app import CurveKernelApp
+evil = "\x1b]0;owned\x07\x1b[2J\x9b2J\x1bc"
+class Evil:
+    def __repr__(self):
+        return "result" + evil
+get_ipython().banner1 = evil + "banner" + evil
+"""
+
+
+def test_a_kernel_does_not_steer_the_terminal(owner):
+    """In whatever message it tries: colors and what progress bars need are all that passes."""
+    with started("python3-curve") as (km, client):
+        run_code(client, STEERS)
+        log = io.StringIO()
+        other = "--ZMQTerminalInteractiveShell.include_other_output=True"
+        with console(km.connection_file, other) as child:
+            child.logfile_read = log
+            log.write(child.before)
+            for code in (
+                r"print('\x1b[31mred\x1b[0m 1%\r\x1b[K2%' + evil)",
+                "import sys; print(evil, file=sys.stderr)",
+                "Evil()",
+                "display(Evil())",
+                "raise ValueError(evil)",
+            ):
+                child.sendline(code)
+                child.expect(r"In \[\d+\]: ")
+            child.sendline("input(evil + 'name? ')")
+            child.expect_exact("name? ")
+            child.sendline("me")
+            child.expect(r"In \[\d+\]: ")
+            run_code(client, "print('theirs')  # \x1b]0;owned\x07\x1b[2J")
+            child.expect_exact("theirs\r\n")
+            child.sendline("exit")
+            child.expect("left; the kernel goes on")
+    said = log.getvalue()
+    assert "banner" in said
+    assert said.count("result") == 2
+    assert "\x1b[31mred\x1b[0m 1%\r\x1b[K2%" in said
+    assert "owned" in said
+    # readline itself says that it takes what is pasted in brackets.
+    own = re.compile(r"\x1b\[[0-9;:]*m|\x1b\[K|\x1b\[\?2004[hl]")
+    assert not re.search(r"[\x00-\x06\x0b-\x0c\x0e-\x1f\x7f-\x9f]|\x07", own.sub("", said)), said

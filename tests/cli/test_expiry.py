@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from datetime import datetime, timedelta, timezone
@@ -15,6 +16,8 @@ from curve_kernel.access.allowlist import AuthorizedClients
 from curve_kernel.errors import CurveKernelError
 from curve_kernel.keys import KeyPair, expiry
 from curve_kernel.keys.certificates import write_certificate
+from curve_kernel.keys.expiry import after, parse_until, show
+from curve_kernel.keys.ticket import until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc).astimezone()
 
@@ -112,6 +115,24 @@ def test_authorize_for_and_until(curve, tmp_path):  # noqa: F811
     assert not (curve / "viewers" / "other.key").exists()
 
 
+def test_ends_at_the_end_of_time(monkeypatch):
+    """Whatever is taken for an end can be shown, in every time zone."""
+    last = "9999-12-31T23:59:59"
+    for zone in ("UTC-14", "UTC", "UTC+12"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        for offset in ("-12:00", "+00:00", "+14:00"):
+            if end := until({"shared": {"until": last + offset}}):
+                assert show(end).startswith("until ")
+            with contextlib.suppress(CurveKernelError):
+                show(parse_until(f"until = {last}{offset}".encode(), "a name"))
+        now = datetime.fromisoformat(f"{last}-12:00") - timedelta(hours=1)
+        with pytest.raises(CurveKernelError, match="is too long"):
+            after("30min", now)
+    monkeypatch.undo()
+    time.tzset()
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -122,6 +143,7 @@ def test_authorize_for_and_until(curve, tmp_path):  # noqa: F811
         'until = "2099-01-01T00:00"',
         "UNTIL = x",
         "until = 9999-99-99T00:00Z",
+        "until = 9999-12-31T23:00-12:00",  # no day here
         "until = 2099-01-01T00:00Z # or so",
         "until = 2099-01-01T00:00Z\n until = x",
     ],

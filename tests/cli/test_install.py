@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
-from support import environment, refused, run_code, started
+from support import MODULE, check_error, environment, refused, run_code, started
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +124,37 @@ def test_kernels_in_one_environment_and_the_server_in_another(tmp_path):
         assert prefix == f"{Path(python).parents[1]}\n"
 
 
+NO_SERVER = """
+from curve_kernel.cli.kernelspecs import check_kernelspecs
+print(sum("others do not see" in finding.message for finding in check_kernelspecs()))
+"""
+
+
+def test_an_environment_without_a_server_whose_kernelspecs_nobody_sees(tmp_path):
+    """Kernelspecs of other programs, wherever they are, do not show this environment's."""
+    python = environment(tmp_path / "analysis")
+    [packages] = (tmp_path / "analysis").glob("lib/python*/site-packages/packages.pth")
+    site, *roots = packages.read_text().splitlines()
+    (tmp_path / "site").mkdir()
+    for path in Path(site).iterdir():
+        if not path.name.startswith(("jupyter_server", "__pycache__")):
+            (tmp_path / "site" / path.name).symlink_to(path)
+    packages.write_text("\n".join([str(tmp_path / "site"), *roots]))
+
+    def told() -> int:
+        return int(subprocess.check_output([python, "-c", NO_SERVER], text=True, timeout=30))
+
+    install("--sys-prefix", python=python)
+    assert told() == 1
+    install("--user", "--name", "another-environment")
+    ir = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "ir" / "kernel.json"
+    ir.parent.mkdir()
+    ir.write_text('{"argv": ["R", "{connection_file}"], "display_name": "R", "language": "R"}')
+    assert told() == 1
+    install("--user", "--name", "analysis", python=python)
+    assert told() == 0
+
+
 def uninstall(*arguments: str, python: str = sys.executable) -> str:
     done = subprocess.run(
         [python, "-m", "curve_kernel", "uninstall", *arguments],
@@ -218,6 +249,45 @@ def test_without_the_provisioner_the_front_end_provides_the_keys():
     finally:
         client.stop_channels()
         km.shutdown_kernel(now=True)
+
+
+def test_there_is_no_temporary_folder():
+    """No file may have a byte, so none can be made where temporary files are tried."""
+    done = subprocess.run(
+        ["prlimit", "--fsize=0", *MODULE, "install", "--user"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    check_error(done.stderr, "there is no folder for temporary files", "set TMPDIR")
+
+
+STRANGER = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*STRANGER, "true"], stderr=subprocess.DEVNULL).returncode != 0,
+    reason="no user namespaces here",
+)
+def test_uninstall_where_root_has_replaced_a_kernelspec(tmp_path):
+    prefix = tmp_path / "usr"
+    install("--prefix", str(prefix), "--name", "python3")
+    folder = prefix / "share" / "jupyter" / "kernels" / "python3"
+    mark = prefix / "share" / "jupyter" / "curve_kernel" / "replaced" / "python3"
+    assert mark.exists()
+    (folder / "kernel.json").write_text('{"argv": ["R"]}')
+    mark.parent.chmod(0o555)
+    done = subprocess.run(
+        [*STRANGER, *MODULE, "uninstall", "--name", "python3", "--prefix", str(prefix)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    check_error(done.stderr, f"{mark} can't be removed: Permission denied", None)
 
 
 @pytest.mark.parametrize(

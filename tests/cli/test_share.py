@@ -212,6 +212,47 @@ def test_wrong_uses(tmp_path, certificate):
     )
 
 
+def test_a_ticket_is_for_nobody_else(tmp_path):
+    """The shell has made its file before the command starts, for whoever the umask lets read it."""
+    ticket, second = tmp_path / "ticket.json", tmp_path / "second.json"
+    words = ("share", "--ticket", "--for=1h", "--existing=here", "--ip=127.0.0.1")
+
+    def share() -> tuple[int, str]:
+        with ticket.open("w") as file:
+            done = subprocess.run([*MODULE, *words], stdout=file, stderr=-1, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    def refused(why: str) -> None:
+        status, err = share()
+        assert status == 1
+        check_error(err, f"the ticket's file {why}", "umask 077")
+        assert ticket.read_text() == ""
+        assert run("clients")[1].startswith("Nobody is listed")
+
+    before = os.umask(0o022)
+    try:
+        with headless("--allowlist", file=runtime() / "here.json"):
+            ticket.touch()
+            with ticket.open():
+                refused("is open in another program, which could read the secret key")
+            assert stat.S_IMODE(ticket.stat().st_mode) == 0o600
+            second.hardlink_to(ticket)
+            refused("has another name too")
+            second.unlink()
+            if os.geteuid() == 0:
+                os.chown(ticket, 54321, 54321)
+                ticket.chmod(0o644)
+                refused("belongs to another user")
+                assert stat.S_IMODE(ticket.stat().st_mode) == 0o644
+            ticket.unlink()
+            status, err = share()
+            assert status == 0, err
+            assert "curve_client_secretkey" in json.loads(ticket.read_text())
+            assert stat.S_IMODE(ticket.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
 def test_a_ticket_that_was_changed(tmp_path):
     pair, other = KeyPair.generate(), KeyPair.generate()
     info = connection_info(curve_publickey=other.public_key.decode())

@@ -77,7 +77,9 @@ MEANT: dict[str, set[str]] = {
     "ConsoleApp": {"name"},
     "ConsoleClient": {"is_alive"},
     "Context": {"destroy", "socket"},
+    "CleanSession": {"deserialize"},
     "CurveConsoleApp": {
+        "_session_default",
         "handle_sigint",
         "init_connection_file",
         "init_kernel_client",
@@ -217,6 +219,7 @@ MEANT: dict[str, set[str]] = {
         "stop_channels",
     },
     "WholeSession": {"deserialize"},
+    "_BoundedServer": {"handle_stream", "on_close"},
     "_CellHandler": {"get"},
     "_EventsHandler": {"get"},
     "_Handler": {"initialize", "prepare", "set_default_headers"},

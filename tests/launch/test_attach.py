@@ -226,15 +226,20 @@ class Kernel(IPythonKernel):
 def test_what_a_kernel_says_of_itself_steers_no_terminal(tmp_path):
     make_identity()
     (tmp_path / "odd.py").write_text(ODD)
-    file = runtime() / "odd.json"
+    file = runtime() / "odd\x1b[2J.json"
     options = ("--allowlist", "--IPKernelApp.kernel_class=odd.Kernel")
-    with headless(*options, file=file, env={"PYTHONPATH": str(tmp_path)}):
+    with headless(*options, file=file, env={"PYTHONPATH": str(tmp_path)}) as (process, _):
         status, out, err = command("attach", str(file))
+        process.terminate()
+        banner = process.communicate(timeout=20)[0]
     assert (status, err) == (0, "")
     assert "]0;odd" in out
     assert out.replace("\n", "").isprintable()
-    spec = json.loads((specs() / "joined-odd" / "kernel.json").read_text())
+    assert "Connection file: " in banner
+    assert banner.replace("\n", "").isprintable()
+    spec = json.loads((specs() / "joined-odd-2j" / "kernel.json").read_text())
     assert len(spec["display_name"]) < 120
+    assert spec["display_name"].isprintable()
 
 
 @pytest.mark.parametrize(

@@ -133,12 +133,71 @@ def test_another_configuration_folder(tmp_path: Path) -> None:
     assert os.environ["JUPYTER_CONFIG_DIR"] in out
     file = tmp_path / "kernel.json"
     env = {"JUPYTER_CONFIG_DIR": str(tmp_path / "other")}
-    with headless("--allowlist", file=file, env=env):
+    script = tmp_path / "curve-kernel"
+    script.write_text("from curve_kernel.__main__ import main\nmain()\n")
+    by_script = ("sh", "-c", f'shift 3; exec {sys.executable} "$0" "$@"', str(script))
+    with headless("--allowlist", file=file, env=env, prefix=by_script):
         status, _, err = command("console", "--existing", str(file), "--simple-prompt")
         assert status == 1
         assert "it is your own kernel" in err
         assert "JUPYTER_CONFIG_DIR" in err
         assert "send your certificate" not in err
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    """What needs no folder goes on; a kernel says what is missing."""
+    (tmp_path / "gone").mkdir()
+    gone = ("sh", "-c", f'cd {tmp_path}/gone; rmdir ../gone; mkdir ../gone; exec "$0" "$@"')
+    for words in ("--version", "keygen", "clients", "status", "install --user"):
+        status, out, err = command(*words.split(), prefix=gone)
+        assert (status, err) == (0, ""), words
+        assert out
+    status, out, err = command("watch", "kernel", prefix=gone)
+    assert (status, out) == (1, "")
+    check_error(err, "there is no connection file kernel", "status")
+    status, out, err = command("-f", str(tmp_path / "kernel.json"), prefix=gone)
+    assert (status, out) == (1, "")
+    assert "Traceback" not in err
+    assert "directory doesn't exist" in err
+
+
+@needs_stranger
+def test_a_joined_kernel_whose_folder_can_t_be_entered(tmp_path: Path) -> None:
+    """Whether it has ended is not known."""
+    file = tmp_path / "theirs" / "kernel.json"
+    spec = Path(os.environ["JUPYTER_DATA_DIR"], "kernels", "joined", "kernel.json")
+    config = {"connection_file": str(file), "server_key": ""}
+    provisioner = {"provisioner_name": "curve-attach-provisioner", "config": config}
+    spec.parent.mkdir(parents=True)
+    content = {"argv": [], "display_name": "Joined", "language": "python"}
+    spec.write_text(json.dumps({**content, "metadata": {"kernel_provisioner": provisioner}}))
+    file.parent.mkdir(mode=0)
+    try:
+        listed = command("attach", "--list", prefix=STRANGER)
+        assert listed == (0, f"joined  can't be told: its file can't be read  {file}\n", "")
+        start = "import jupyter_client as j; j.KernelManager(kernel_name='joined').start_kernel()"
+        started = [*STRANGER, sys.executable, "-c", start]
+        done = subprocess.run(started, capture_output=True, text=True, timeout=30, check=False)
+        assert "may not be read: Permission denied" in done.stderr
+    finally:
+        file.parent.chmod(0o700)
+
+
+def test_a_home_whose_name_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was done is said, also where the output takes no such byte."""
+    home = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    Path(home).mkdir(mode=0o700)
+    for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, home)
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    status, out, err = command("keygen")
+    assert (status, err) == (0, "")
+    assert "caf\\udce9/curve/identity.key" in out
+    with headless("--allowlist") as (process, _):
+        process.terminate()
+        out, err = process.communicate(timeout=20)
+    assert "Traceback" not in err
+    assert "caf?" in out
 
 
 @pytest.fixture
@@ -247,20 +306,27 @@ def test_a_home_that_is_read_only(tmp_path: Path, home: Path) -> None:
         other.start_channels()
         assert run_code(other, "print(6 * 7)") == ("ok", "42\n")
         other.stop_channels()
-    for words in ("keygen --force", "authorize - --name vera", "revoke x", "install --user"):
+    [owner] = (home / ".jupyter" / "curve" / "owners").iterdir()
+    revoke = f"revoke {owner.stem}"
+    runtime = home / ".local/share/jupyter/runtime"
+    runtime.mkdir(parents=True, mode=0o700)
+    for words in ("keygen --force", "authorize - --name vera", revoke, "install --user"):
         status, out, err = command(*words.split(), prefix=prefix)
         assert status == 1
         assert "Traceback" not in err
         assert "curve_kernel: hint: " in err
+    runtime.rmdir()
     status, out, _ = command("clients", prefix=prefix)
     assert (status, out.count("(you)")) == (0, 1)
     status, out, _ = command("doctor", prefix=prefix)
     assert "this check broke" not in out
     assert "Read-only file system" in out
     # A kernel by hand, with a runtime folder that can be written.
-    runtime = {"JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    elsewhere = {"JUPYTER_RUNTIME_DIR": str(tmp_path)}
     words = [*prefix, *MODULE, "--allowlist"]
-    by_hand = subprocess.Popen(words, env={**os.environ, **runtime}, stdout=subprocess.PIPE, text=True)
+    by_hand = subprocess.Popen(
+        words, env={**os.environ, **elsewhere}, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert by_hand.stdout is not None
         said = [by_hand.stdout.readline() for _ in range(3)]
