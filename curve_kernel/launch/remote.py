@@ -227,9 +227,6 @@ class RemoteProvisioner(KernelProvisionerBase):
     def launcher_arguments(self, pair: KeyPair, start_timeout: float) -> list[str]:
         """Return what follows ``launch`` on the other machine; all of it is public."""
         arguments = ["--manager-key", keys.as_hex(pair.public_key)]
-        # The user's own identity: a restarted server, or a console, can join.
-        if identity := load_identity():
-            arguments += ["--owner-key", keys.as_hex(identity.public_key)]
         ip = self.ip or ("127.0.0.1" if self.network == "tunnel" and self.engine == "ssh" else "")
         if ip:
             arguments += ["--ip", ip]
@@ -285,6 +282,8 @@ class RemoteProvisioner(KernelProvisionerBase):
         km: Any = self.parent
         deadline = time.monotonic() + self.start_timeout
         self._status = None
+        # The user's own identity, as it is now: a restarted server, or a console, can join.
+        identity = load_identity()
         answer = await self._link.ask(
             "start",
             self.start_timeout,
@@ -292,6 +291,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             cwd=self.cwd or None,
             folder=None if folder is None else os.fspath(folder),
             name=km.kernel_name,
+            owners=[keys.as_hex(identity.public_key)] if identity else [],
         )
         while answer is not None and not answer.get("open"):
             if answer.get("status") is not None:
