@@ -74,7 +74,7 @@ def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
     for name in port_names:
         try:
             free = _is_free(info, info[name])
-        except (OSError, OverflowError, TypeError, KeyError):
+        except (OSError, OverflowError, TypeError, KeyError, AttributeError):
             free = False
         if not free:
             raise CurveKernelError(
@@ -124,17 +124,25 @@ def _address(ip: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     if bare == "*":
         bare = "0.0.0.0"  # noqa: S104
-    for own in psutil.net_if_addrs().get(bare, ()) if family == socket.AF_INET else ():
-        if own.family == family:
-            bare = own.address
-            break
-    try:
-        [(*_, address)] = socket.getaddrinfo(
-            bare, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-    except (OSError, ValueError):
-        return None
-    return family, address
+    for _ in range(2):
+        try:
+            [(*_, address)] = socket.getaddrinfo(
+                bare, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        except (OSError, ValueError):
+            bare = _address_of_interface(bare) or bare
+        else:
+            return family, address
+    return None
+
+
+def _address_of_interface(name: str) -> str:
+    # A sandbox may deny it.
+    with contextlib.suppress(OSError, psutil.Error):
+        for own in psutil.net_if_addrs().get(name, ()):
+            if own.family == socket.AF_INET:
+                return str(own.address)
+    return ""
 
 
 def _bound(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:

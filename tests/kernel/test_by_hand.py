@@ -266,9 +266,10 @@ def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
             assert host in text
         assert file.read_text() == content
         file.unlink()
-    file.write_text(json.dumps(left | {"ip": "192.0.2.1"}))
-    file.chmod(0o600)
-    check_error(refused("-f", str(file))[2], "not of this machine", "console --existing")
+    for ip in ("192.0.2.1", 5):
+        file.write_text(json.dumps(left | {"ip": ip}))
+        file.chmod(0o600)
+        check_error(refused("-f", str(file))[2], "not of this machine", "console --existing")
     file.write_text(json.dumps(left | {"curve_publickey": "x"}))
     check_error(refused("-f", str(file))[2], "curve_publickey", "40 characters of Z85")
 
