@@ -95,9 +95,16 @@ def _is_free(info: Mapping[str, Any], port: int) -> bool:
 
 
 def free_port(ip: str) -> int:
-    """Return a port that is free now at *ip*, where other ports are bound already."""
+    """Return a port that is free now at *ip*.
+
+    Raises
+    ------
+    CurveKernelError
+        If that is no address of this machine.
+    """
     address = _address(ip)
-    assert address is not None
+    if address is None:
+        raise bind_error("tcp", ip, "hb", 0, "there is no such address")
     with _bound(*address, 0) as probe:
         return int(probe.getsockname()[1])
 
@@ -118,21 +125,17 @@ def _is_free_path(path: str) -> bool:
 def _address(ip: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
     """Return the family and the address with port 0 that libzmq makes of *ip*; None if it is unknown.
 
-    It is an address, with or without brackets, an asterisk, or the name of an interface.
+    It is an address, with or without brackets, an asterisk, or the name of an interface or a host.
     """
     bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     if bare == "*":
         bare = "0.0.0.0"  # noqa: S104
-    for _ in range(2):
-        try:
-            [(*_, address)] = socket.getaddrinfo(
-                bare, 0, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
-        except (OSError, ValueError):
-            bare = _address_of_interface(bare) or bare
-        else:
-            return family, address
+    for flags in (socket.AI_NUMERICHOST, 0):
+        with contextlib.suppress(OSError, ValueError):
+            found = socket.getaddrinfo(bare, 0, family, socket.SOCK_STREAM, flags=flags)
+            return family, found[0][4]
+        bare = _address_of_interface(bare) or bare
     return None
 
 

@@ -195,16 +195,16 @@ def test_the_same_command_over_ipc(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("ip", ["::1", "lo"])
+@pytest.mark.parametrize("ip", ["::1", "lo", "localhost"])
 def test_the_same_command_with_another_form_of_address(tmp_path, ip):
     with started_anew(tmp_path / "kernel.json", f"--ip={ip}"):
         pass
 
 
-@pytest.mark.parametrize("ip", ["::1", "[::1]", "lo"])
+@pytest.mark.parametrize("ip", ["::1", "[::1]", "lo", "localhost"])
 def test_an_address_in_each_form(ip):
     """A kernel may take its ports again, and one of another process is found before any port opens."""
-    family, bare = (socket.AF_INET, "127.0.0.1") if ip == "lo" else (socket.AF_INET6, "::1")
+    family, bare = (socket.AF_INET, "127.0.0.1") if ip[0] == "l" else (socket.AF_INET6, "::1")
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server((bare, 0), family=family)) for _ in range(5)]
         numbers = [one.getsockname()[1] for one in taken]
