@@ -53,7 +53,9 @@ class ChildPipe:
         monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
         self._connection = None
-        while monitor.poll(_LINGER):
+        # Another server that has the port by now may accept and disconnect, again and again.
+        deadline = monotonic() + _LINGER / 1000
+        while (left := deadline - monotonic()) > 0 and monitor.poll(int(left * 1000)):
             event, descriptor = unpack("=Hi", monitor.recv_multipart()[0])
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 break
@@ -62,6 +64,9 @@ class ChildPipe:
             self._connection = open_socket(descriptor)
         else:
             self._socket.linger = 0  # its time is over
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
         self._socket.disable_monitor()
         monitor.close()
         self._written = bytes_written(self._connection)

@@ -9,6 +9,7 @@ import zmq
 from ipykernel.heartbeat import Heartbeat
 
 from .access.gate import Gate
+from .launch import ports
 
 __all__ = ["CurveHeartbeat"]
 
@@ -30,6 +31,12 @@ class CurveHeartbeat(Heartbeat):
         self.curve_gate = gate
         self.curve_bound = threading.Event()
         self.curve_error: zmq.ZMQError | None = None
+
+    def pick_port(self) -> int:
+        """Pick a port; upstream's knows IPv4 addresses only."""
+        is_tcp = self.transport == "tcp"
+        self.port = ports.free_port(self.ip) if is_tcp else super().pick_port()
+        return int(self.port)
 
     def _bind_socket(self) -> None:
         self.curve_gate.guard(self.socket, "hb")

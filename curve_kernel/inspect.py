@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pwd
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -35,6 +35,7 @@ __all__ = [
 
 _PORT_TIMEOUT = 2.0
 _AT_ONCE = 500
+_NAME_LENGTH = 200
 _SHORT = 8
 _CLOSED, _SILENT, _NOT_ZMTP = "closed", "silent", "not ZMTP"
 
@@ -142,11 +143,27 @@ def inspect_kernels(paths: Sequence[str]) -> list[KernelStatus]:
     return kernels
 
 
-def look(kernels: Sequence[KernelStatus], connections: list[Any]) -> None:
-    """Find out what the ports of *kernels* speak and, by psutil's *connections*, whose they are."""
-    probes = [channel for kernel in kernels for channel in kernel.channels.values()]
+def look(
+    kernels: Sequence[KernelStatus], connections: list[Any], users: Mapping[int, int] | None = None
+) -> None:
+    """Find out what the ports of *kernels* speak and, by psutil's *connections*, whose they are.
+
+    Parameters
+    ----------
+    kernels : sequence of KernelStatus
+        What is found out is put into them.
+    connections : list
+        Of this machine.
+    users : mapping, optional
+        User ids by process id: nothing is sent to a path where another user than the kernel's listens.
+    """
+    probes = [
+        (channel, (users or {}).get(kernel.pid or 0))
+        for kernel in kernels
+        for channel in kernel.channels.values()
+    ]
     with ThreadPoolExecutor(max(min(len(probes), _AT_ONCE), 1)) as pool:
-        for channel, said in zip(probes, pool.map(_probe, probes), strict=True):
+        for (channel, _), said in zip(probes, pool.map(_probe, probes), strict=True):
             channel["mechanism"] = said
     listeners = listeners_of(connections)
     for kernel in kernels:
@@ -180,6 +197,7 @@ def read_kernel(path: str) -> KernelStatus:
         return kernel
     name = info.get("kernel_name")
     kernel.kernel_name = without_keys(name) if isinstance(name, str) else ""
+    kernel.kernel_name = kernel.kernel_name[:_NAME_LENGTH]
     kernel.secret_key_in_file = bool(info.get("curve_secretkey"))
     kernel.hmac_key_in_file = bool(info.get("key"))
     return kernel
@@ -195,9 +213,10 @@ def _endpoint(info: dict[str, Any], port: int) -> str:
     return f"tcp://{'127.0.0.1' if address in ('', '*', '0.0.0.0') else address}:{port}"  # noqa: S104
 
 
-def _probe(channel: dict[str, str]) -> str:
+def _probe(where: tuple[dict[str, str], int | None]) -> str:
+    channel, user = where
     try:
-        return read_mechanism(channel["endpoint"], _PORT_TIMEOUT)
+        return read_mechanism(channel["endpoint"], _PORT_TIMEOUT, user)
     except TimeoutError:
         return _SILENT
     except (ConnectionRefusedError, FileNotFoundError):
@@ -308,7 +327,7 @@ def port_or_path(endpoint: str) -> str:
 
 def _is_local(kernel: KernelStatus) -> bool:
     transport, _, address = next(iter(kernel.channels.values()))["endpoint"].partition("://")
-    host = address.rpartition(":")[0]
+    host = address.rpartition(":")[0].strip("[]")
     if transport == "ipc" or host.startswith("127.") or host == "localhost":
         return True
     return any(

@@ -8,6 +8,8 @@ import os
 import pwd
 import re
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -150,7 +152,8 @@ def _inspect(processes: Sequence[_Process]) -> list[KernelStatus]:
     connections = connections_here()
     listeners = listeners_of(connections)
     found = [*_from_files(processes, listeners)]
-    look(found, connections)
+    users = {process.pid: process.uid for process in processes}
+    look(found, connections, users)
     known = {port_or_path(c["endpoint"]) for kernel in found for c in kernel.channels.values()}
     known |= {str(port["port"]) for kernel in found for port in kernel.further_ports}
     pids = {kernel.pid for kernel in found}
@@ -167,10 +170,10 @@ def _inspect(processes: Sequence[_Process]) -> list[KernelStatus]:
         if kernel := _without_file(process, ports):
             without.append(kernel)
             known |= ports.keys()  # which its forked children hold too
-    look(without, connections)
-    users = {process.pid: process.user for process in processes}
+    look(without, connections, users)
     for kernel in found + without:
-        kernel.user = users.get(kernel.pid or 0, kernel.user)
+        if kernel.pid in users:
+            kernel.user = user_name(users[kernel.pid])
     # What ended meanwhile is no kernel that runs.
     return [kernel for kernel in found + without if kernel.verdict != "dead"]
 
@@ -210,13 +213,20 @@ def _apart(
     child = context.Process(target=_send, args=(sender, function, arguments))
     child.start()
     sender.close()
+    # Its user may stop it in the middle of what it says.
+    deadline, timer = time.monotonic() + limit, threading.Timer(limit, child.kill)
+    timer.start()
     try:
-        found = receiver.recv() if receiver.poll(limit) else OSError(0, f"no answer in {limit:.0f} s")
-    except EOFError:
-        found = OSError(0, "its process ended")
+        found = receiver.recv()
+    except (EOFError, OSError):
+        late = time.monotonic() > deadline
+        found = OSError(0, f"no answer in {limit:.0f} s" if late else "its process ended")
     finally:
+        timer.cancel()
+        timer.join()
         child.kill()
         child.join()
+        receiver.close()
     if isinstance(found, OSError):
         raise found
     return found  # type: ignore[no-any-return]
@@ -233,15 +243,25 @@ def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[Any
 def _from_files(
     processes: Sequence[_Process], listeners: dict[str, list[tuple[int, str]]]
 ) -> Iterator[KernelStatus]:
-    """Read the connection files of kernels that run, each kernel's once."""
+    """Read the connection files of kernels that run, each kernel's once.
+
+    What a user has written leads to processes of that user only.
+    """
     seen = set()
-    for kernel in _files(processes):
+    users = {process.pid: process.uid for process in processes}
+    for reader, kernel in _files(processes):
         places = [port_or_path(channel["endpoint"]) for channel in kernel.channels.values()]
-        holders = [{pid for pid, _ in listeners.get(place, ())} for place in places]
-        if not places or tuple(places) in seen or not set.intersection(*holders):
+        if len(set(places)) < len(port_names) or tuple(places) in seen:
+            continue
+        holders = set.intersection(*({pid for pid, _ in listeners.get(at, ())} for at in places))
+        # Of what is read as root it counts whose it is.
+        writer = kernel.user if reader == 0 else user_name(reader)
+        own = (pid for pid in holders if pid in users and writer == user_name(users[pid]))
+        pids = [*(holders if writer == user_name(0) else own)]
+        if not pids:
             continue
         seen.add(tuple(places))
-        kernel.pid = min(set.intersection(*holders))
+        kernel.pid = min(pids)
         for channel, place in zip(kernel.channels.values(), places, strict=True):
             # Where the process listens, whatever address somebody wrote into the file.
             address = next(address for pid, address in listeners[place] if pid == kernel.pid)
@@ -249,13 +269,13 @@ def _from_files(
         yield kernel
 
 
-def _files(processes: Sequence[_Process]) -> Iterator[KernelStatus]:
+def _files(processes: Sequence[_Process]) -> Iterator[tuple[int, KernelStatus]]:
     """Read what may be connection files, each user's as that user, those that are named first."""
 
     def owner(process: _Process) -> tuple[int, int]:
         return process.uid, process.gid
 
-    later: list[KernelStatus] = []
+    later: list[tuple[int, KernelStatus]] = []
     for (uid, gid), members in groupby(sorted(processes, key=owner), key=owner):
         its = [*members]
         named = {file for process in its for file in process.files}
@@ -263,8 +283,8 @@ def _files(processes: Sequence[_Process]) -> Iterator[KernelStatus]:
         # Somebody's files may be slow, on purpose too. Their kernels are found by their ports then.
         with contextlib.suppress(OSError):
             kernels = _apart(_FILES_LIMIT, _read_as, uid, gid, sorted(named), sorted(folders))
-            yield from (kernel for kernel in kernels if kernel.file in named)
-            later += [kernel for kernel in kernels if kernel.file not in named]
+            yield from ((uid, kernel) for kernel in kernels if kernel.file in named)
+            later += [(uid, kernel) for kernel in kernels if kernel.file not in named]
     yield from later
 
 
@@ -301,7 +321,9 @@ def _in_folders(folders: Sequence[str]) -> Iterator[str]:
 def _endpoint(place: str, address: str) -> str:
     if not place.isdigit():
         return f"ipc://{place}"
-    return f"tcp://{'127.0.0.1' if address in ('0.0.0.0', '::') else address}:{place}"  # noqa: S104
+    # By the same family: with the other one, another process may have that port.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
+    return f"tcp://[{host}]:{place}" if ":" in host else f"tcp://{host}:{place}"
 
 
 def _without_file(process: _Process, ports: dict[str, str]) -> KernelStatus | None:

@@ -87,9 +87,10 @@ def folder_problem(kind: str, path: str) -> CurveKernelError | None:
 def path_problem(kind: str, path: str | os.PathLike[str]) -> CurveKernelError | None:
     """Return why a file or folder can't be trusted, as `file_problem`, for each folder on the way too.
 
-    What is above the home folder is its administrator's affair.
+    What is above the home folder is its administrator's affair. Where that is unknown, nothing is.
     """
-    home = os.path.realpath(os.path.expanduser("~"))  # noqa: PTH111  may be unknown
+    home = os.path.expanduser("~")  # noqa: PTH111  may be unknown
+    home = os.path.realpath(home) if os.path.isabs(home) else "/"  # noqa: PTH117
     try:
         steps = list(_steps(os.path.abspath(path)))  # noqa: PTH100  resolves no link
     except OSError as error:

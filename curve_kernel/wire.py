@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import time
 
 __all__ = ["read_mechanism"]
@@ -15,7 +16,7 @@ _GREETING_SIZE = 64
 _MECHANISM = re.compile(rb"[A-Z0-9_.+-]{1,20}")
 
 
-def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
+def read_mechanism(endpoint: str, timeout: float = 2.0, user: int | None = None) -> str:
     """Return the mechanism in the greeting of the ZeroMQ socket at *endpoint*, without any key.
 
     Parameters
@@ -24,6 +25,8 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
         ``tcp://ADDRESS:PORT`` or ``ipc://PATH``.
     timeout : float
         Seconds for all of it.
+    user : int, optional
+        Whose socket a path has to lead to, or nothing is sent there. It may be a link.
 
     Returns
     -------
@@ -35,7 +38,7 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
     TimeoutError
         If it accepts and says too little.
     ConnectionError, OSError
-        If no server answers, or it disconnects.
+        If no server answers, it disconnects, or it is not of *user*.
     ValueError
         If what it says is no ZMTP 3 greeting.
     """
@@ -48,6 +51,8 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
         peer.settimeout(timeout)
         host, _, port = address.rpartition(":")
         peer.connect(address if transport == "ipc" else (host.strip("[]"), int(port)))
+        if transport == "ipc" and user is not None and _user_of(peer) != user:
+            raise ConnectionError(f"{endpoint} is another user's")
         peer.sendall(_OPENING)
         greeting = b""
         while len(greeting) < _GREETING_SIZE:
@@ -64,3 +69,8 @@ def read_mechanism(endpoint: str, timeout: float = 2.0) -> str:
     if not _MECHANISM.fullmatch(mechanism):
         raise ValueError(f"{endpoint} names no mechanism")
     return mechanism.decode("ascii")
+
+
+def _user_of(peer: socket.socket) -> int:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])

@@ -142,6 +142,7 @@ class KeygenApp(Command):
         for line in _take_off_old(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
             print(line)  # noqa: T201
         print(_OUT)  # noqa: T201
+        print(_FAR_KERNELS)  # noqa: T201
         print(  # noqa: T201
             "Others who listed your old key still accept it. Ask them to replace it, with\n"
             "  python -m curve_kernel authorize identity.key --name NAME --role ROLE --force\n"
@@ -152,6 +153,10 @@ class KeygenApp(Command):
 _OTHER_LISTS = (
     "A kernel that another JUPYTER_CONFIG_DIR was set for reads another list than that in\n  {}\n"
     "and `%curve` in it shows where."
+)
+_FAR_KERNELS = (
+    "Kernels that you started from here on other machines (`install --ssh`, `install --slurm`) accept\n"
+    "the old key until you restart them or shut them down."
 )
 _OLD_KEY_IS_NOT_KNOWN = (
     "Your old key can't be read, so it may be listed under another name: python -m curve_kernel clients"

@@ -13,15 +13,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
+from ..launch.ssh import requirement
 from . import Command
 from .kernel_class import import_kernel, language_of
 from .remote import add_remote_arguments, is_remote, remote_spec, tell_of_far_side
@@ -49,24 +48,6 @@ _DISPLAY_NAME = "Python 3 (CurveZMQ)"
 _PYTHON = shlex.quote(sys.executable)
 _MODULE = "curve_kernel"
 KERNELS = Path("share", "jupyter", "kernels")
-
-
-def requirement() -> str:
-    """Return what pip has to be given, as a shell's word, to install this package somewhere else.
-
-    It is the folder, archive or repository from which it was installed here, else its name.
-    """
-    with contextlib.suppress(metadata.PackageNotFoundError, ValueError, KeyError):
-        origin = json.loads(metadata.distribution("curve-kernel").read_text("direct_url.json") or "")
-        url, vcs = origin["url"], origin.get("vcs_info")
-        if vcs:
-            return shlex.quote(f"{vcs['vcs']}+{url}@{vcs['commit_id']}")
-        path = unquote(urlsplit(url).path)
-        if not url.startswith("file:"):
-            return shlex.quote(url)
-        if Path(path).exists():
-            return shlex.quote(path)
-    return "curve-kernel"
 
 
 def install_beside(python: str = sys.executable, prefix: str = sys.prefix) -> str:

@@ -18,7 +18,7 @@ from ..launch.addresses import as_url_host
 from ..launch.link import Link, unreachable_port
 from ..launch.processes import run
 from ..launch.remote import OPTIONS, RemoteProvisioner
-from ..launch.ssh import Ssh, far_failure
+from ..launch.ssh import Ssh, far_failure, installing
 from ..launch.tunnel import Tunnel
 from .findings import Finding, as_command
 
@@ -58,13 +58,16 @@ def add_remote_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", help="the same as --ssh")
     group.add_argument("--python", metavar="PATH", help="the interpreter there; python3 by default")
     group.add_argument(
-        "--ssh-option", metavar="WORD", action="append", help="a further word for ssh; may be repeated"
+        "--ssh-option",
+        metavar="WORD",
+        action="append",
+        help="a further word for ssh, such as --ssh-option=-p2222; may be repeated",
     )
     group.add_argument(
         "--sbatch-option",
         metavar="WORD",
         action="append",
-        help="a further word for sbatch, such as --gres=gpu:1; may be repeated",
+        help="a further word for sbatch, such as --sbatch-option=--gres=gpu:1; may be repeated",
     )
     group.add_argument(
         "--network",
@@ -259,8 +262,7 @@ class _FarSide:
         )
 
     def _pip_install(self) -> str:
-        command = shlex.join([self._python, "-m", "pip", "install", f"curve-kernel=={__version__}"])
-        return f"ssh {shlex.quote(self._ssh.host)} {shlex.quote(command)}" if self._ssh else command
+        return installing(self._python, self._ssh.host if self._ssh else "")
 
     async def _look_at_slurm(self) -> list[Finding]:
         options = shlex.join(self._config.get("sbatch_options", ()))

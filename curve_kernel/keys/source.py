@@ -8,6 +8,7 @@ import re
 import resource
 import select
 import shlex
+import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -276,8 +277,13 @@ def find(
                 " kernel makes its own keys",
             )
         case _, None:
+            host, made = connection_info.get("hostname"), ""
+            if isinstance(host, str) and host != socket.gethostname():
+                # Whether that kernel runs is not seen from here, where a container has a new name too.
+                made = f": a kernel on another host made it, {host[:64]}"
             raise CurveKernelError(
-                f"connection file {file_name} holds only the public key, and no variable the secret",
+                f"connection file {file_name} holds only the public key, and no variable the secret"
+                f"{made}",
                 f"{_WRAPPER}; by hand, set ${SECRETKEY_VARIABLE} to the secret key that belongs to"
                 " it, or remove the file if a kernel that has ended left it",
             )

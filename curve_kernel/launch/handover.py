@@ -36,7 +36,13 @@ class Handover:
         self._pipe = -1
 
     def open(self, connection_file: str, secret_key: bytes) -> str:
-        """Return what the kernel finds the key by; the key itself where no pipe can be made."""
+        """Return what the kernel finds the key by.
+
+        Raises
+        ------
+        OSError
+            If no pipe can be made.
+        """
         self.close()
         path = Path(connection_file).absolute().with_suffix(f".{secrets.token_hex(8)}.pipe")
         try:
@@ -47,7 +53,7 @@ class Handover:
             os.write(self._pipe, secret_key)
         except OSError:
             self.close()
-            return secret_key.decode()
+            raise
         return f"{PIPE}{path}"
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import pwd
 import select
 import signal
 import socket
@@ -39,16 +38,20 @@ from ..keys import KeyPair
 from ..keys.source import SECRETKEY_FILE_VARIABLE, EnvironmentSecret
 from .addresses import as_url_host
 from .ports import ReservedPorts
+from .processes import complete_environment
 
 __all__ = ["PROTOCOL", "Launcher", "Settings", "detach"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """What manager and launcher say to each other; another number is another language."""
 
 _TICK = 0.25
 # Seconds in which a kernel that is told to end has to, and for how long an ended one keeps the launcher
 # that nobody is connected to.
 _PATIENCE, _KEPT = 3.0, 300.0
+# For how long somebody has to be connected to the kernel to count: longer than a handshake may take.
+_HANDSHAKE_TIMEOUT = 5.0
+_LOOKED = _HANDSHAKE_TIMEOUT + 1
 _SAID = 4096
 _LOG = logging.getLogger("curve_kernel.launch")
 _LOG.addHandler(logging.NullHandler())
@@ -89,7 +92,7 @@ class Launcher:
         keys.require_curve()
         # What this environment may hold is not for the kernel, and the launcher leaves no core files.
         EnvironmentSecret()
-        _complete_environment()
+        complete_environment()
         self._settings = settings
         self._keys = KeyPair.generate()
         self._reserved = ReservedPorts(settings.ip, len(port_names) + 1, settings.ports)
@@ -104,12 +107,13 @@ class Launcher:
         self._manager_ip = ""
         self._manager_is_there = False
         self._stale: set[Any] = set()
+        self._peers: dict[Any, float] = {}  # of the kernel, and since when each was seen
         self._stopping = False
         self._context: zmq.Context[Any] = zmq.Context()
         self._gate = Gate(
             self._keys,
             AuthorizedClients(Path("/nonexistent"), _LOG.warning, [settings.manager_key]),
-            Limits(5.0, 64, 64),
+            Limits(_HANDSHAKE_TIMEOUT, 64, 64),
             _LOG,
             allow_any=False,
             open_heartbeat=False,
@@ -232,11 +236,15 @@ class Launcher:
         return {}
 
     def _do_start(
-        self, env: dict[str, str], cwd: str | None, folder: str | None, name: str
+        self, env: dict[str, str], cwd: str | None, folder: str | None, name: str, owners: list[str]
     ) -> dict[str, Any]:
-        """Start the kernel in *cwd*, which must be there, or else in *folder* if that is there."""
+        """Start the kernel in *cwd*, which must be there, or else in *folder* if that is there.
+
+        *owners* are public keys, as they are now, of owners beside those that the launcher knows.
+        """
         if self._kernel is not None:
             raise CurveKernelError("the kernel runs already")
+        given_now = [keys.parse_public(key, "an owner's key") for key in owners]
         where = _folder(cwd, folder)
         connection_file.create_folder(self._file.with_suffix(".new"))
         connection_file.write(
@@ -251,7 +259,7 @@ class Launcher:
                 "curve_publickey": self._keys.public_key.decode(),
             },
         )
-        owners = [self._settings.manager_key, *self._settings.owner_keys]
+        owner_keys = [self._settings.manager_key, *self._settings.owner_keys, *given_now]
         given, pipe = os.pipe()
         try:
             os.write(pipe, self._keys.secret_key)
@@ -260,7 +268,7 @@ class Launcher:
                 [
                     *(sys.executable, "-m", "curve_kernel", "-f", str(self._file)),
                     "--CurveKernelApp.client_authorization=allowlist",
-                    *(f"--CurveKernelApp.owner_keys={keys.as_hex(key)}" for key in owners),
+                    *(f"--CurveKernelApp.owner_keys={keys.as_hex(key)}" for key in owner_keys),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -297,7 +305,7 @@ class Launcher:
         now = time.monotonic()
         connections = [one for port in self._gate.ports() for one in port.connections]
         if connections:
-            self._seen, self._manager_is_there = now, True
+            self._seen, self._manager_is_there, self._peers = now, True, {}
             self._manager_ip = connections[0].address
             return False
         if self._kernel is None and self._status is None:
@@ -305,12 +313,17 @@ class Launcher:
         limit = self._settings.orphan_timeout
         if self._kernel is None:
             limit = min(limit, _KEPT)
-        if now - self._seen <= limit:
+        late = now - self._seen - limit
+        if late <= -_LOOKED:
+            self._peers = {}
             return False
-        if self._kernel_peers() - self._stale:
+        peers = self._kernel_peers() - self._stale
+        self._peers = {peer: self._peers.get(peer, now) for peer in peers}
+        # A stranger's connection is ended before that, and the next one has another port.
+        if any(now - since > _LOOKED for since in self._peers.values()):
             self._seen = now
             return False
-        return True
+        return late > (_LOOKED if peers else 0)
 
     def _note_stale(self) -> None:
         """Take note of what is still connected from the manager's machine when it is lost.
@@ -350,21 +363,6 @@ def _folder(cwd: str | None, folder: str | None) -> str:
     if folder and os.path.isdir(folder) and os.access(folder, os.X_OK):  # noqa: PTH112
         return folder
     return str(Path.home())
-
-
-def _complete_environment() -> None:
-    """Set what every login has, where an engine passes nothing on (``sbatch --export=NIL``)."""
-    with contextlib.suppress(KeyError):
-        user = pwd.getpwuid(os.geteuid())
-        for variable, value in (
-            ("HOME", user.pw_dir),
-            ("USER", user.pw_name),
-            ("LOGNAME", user.pw_name),
-            ("SHELL", user.pw_shell or "/bin/sh"),
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("LANG", "C.UTF-8"),
-        ):
-            os.environ.setdefault(variable, value)
 
 
 def detach() -> int:

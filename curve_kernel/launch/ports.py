@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 from jupyter_client.connect import port_names
 
 from ..errors import CurveKernelError
@@ -21,6 +21,7 @@ __all__ = [
     "bind_error",
     "check_ended",
     "check_free",
+    "free_port",
     "parse_range",
 ]
 
@@ -39,35 +40,27 @@ def check_free(transport: str, ip: str, ports: Mapping[str, int]) -> None:
     """Make sure that each of *ports*, by its name in connection files, can be bound; 0 is any port.
 
     A socket that is bound but does not listen opens no port, so a conflict on the last channel is found
-    before the first one is open.
+    before the first one is open. To bind a path libzmq would take it from a kernel that runs.
 
     Raises
     ------
     CurveKernelError
         If one can't be bound, or two channels have the same.
     """
-    if transport != "tcp":
-        return
-    try:
-        ipaddress.IPv4Address(ip)
-    except ValueError:
-        return  # the name of an interface, which libzmq resolves
-    probes: dict[int, socket.socket] = {}
-    try:
-        for name, given in ports.items():
-            channel, port = name.removesuffix("_port"), max(given, 0)
-            if port and port in probes:
+    with contextlib.ExitStack() as probes:
+        taken: set[int] = set()
+        for name, port in ports.items():
+            channel = name.removesuffix("_port")
+            if port in taken and port > 0:
                 raise bind_error(transport, ip, channel, port, "another channel has that port")
-            if port in probes:
-                continue
-            probe = probes[port] = _socket()
+            taken.add(port)
             try:
-                probe.bind((ip, port))
+                if transport == "ipc" and port > 0 and not _is_free_path(f"{ip}-{port}"):
+                    raise bind_error(transport, ip, channel, port, os.strerror(errno.EADDRINUSE))
+                if transport == "tcp" and (address := _address(ip)):
+                    probes.enter_context(_bound(*address, max(port, 0)))
             except (OSError, OverflowError) as error:
                 raise bind_error(transport, ip, channel, port, error) from None
-    finally:
-        for probe in probes.values():
-            probe.close()
 
 
 def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
@@ -81,7 +74,7 @@ def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
     for name in port_names:
         try:
             free = _is_free(info, info[name])
-        except (OSError, OverflowError, TypeError, KeyError):
+        except (OSError, OverflowError, TypeError, KeyError, AttributeError):
             free = False
         if not free:
             raise CurveKernelError(
@@ -93,22 +86,82 @@ def check_ended(path: str | os.PathLike[str], info: Mapping[str, Any]) -> None:
 
 def _is_free(info: Mapping[str, Any], port: int) -> bool:
     if info.get("transport") == "ipc":
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(1)
-            try:
-                peer.connect(f"{info['ip']}-{port}")
-            except (FileNotFoundError, ConnectionRefusedError):
-                return True
-            return False
-    with _socket() as probe:
-        probe.bind((info["ip"], port))
-        return True
+        return _is_free_path(f"{info['ip']}-{port}")
+    address = _address(info["ip"])
+    if address is None:
+        return False
+    _bound(*address, port).close()
+    return True
 
 
-def _socket() -> socket.socket:
-    """Return a socket to which a port with connections that are closing counts as free."""
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def free_port(ip: str) -> int:
+    """Return a port that is free now at *ip*.
+
+    Raises
+    ------
+    CurveKernelError
+        If that is no address of this machine.
+    """
+    address = _address(ip)
+    if address is None:
+        raise bind_error("tcp", ip, "hb", 0, "there is no such address")
+    with _bound(*address, 0) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _is_free_path(path: str) -> bool:
+    """Whether nobody listens there; a path that can't be one is left for libzmq to name."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(1)
+        try:
+            peer.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, ValueError):
+            return True
+        except OSError as error:
+            return error.errno is None  # it is too long
+        return False
+
+
+def _address(ip: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
+    """Return the family and the address with port 0 that libzmq makes of *ip*; None if it is unknown.
+
+    It is an address, with or without brackets, an asterisk, or the name of an interface or a host.
+    """
+    bare = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else ip
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    if bare == "*":
+        bare = "0.0.0.0"  # noqa: S104
+    for flags in (socket.AI_NUMERICHOST, 0):
+        with contextlib.suppress(OSError, ValueError):
+            found = socket.getaddrinfo(bare, 0, family, socket.SOCK_STREAM, flags=flags)
+            return family, found[0][4]
+        bare = _address_of_interface(bare) or bare
+    return None
+
+
+def _address_of_interface(name: str) -> str:
+    # A sandbox may deny it.
+    with contextlib.suppress(OSError, psutil.Error):
+        for own in psutil.net_if_addrs().get(name, ()):
+            if own.family == socket.AF_INET:
+                return str(own.address)
+    return ""
+
+
+def _bound(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
+    """Return a socket on *port* that does not listen.
+
+    A port with connections that are closing counts as free.
+    """
+    made = socket.socket(family)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # as libzmq
+        made.bind((address[0], port, *address[2:]))
+    except BaseException:
+        made.close()
+        raise
     return made
 
 
@@ -126,11 +179,10 @@ class HeldPorts:
         self.release()
         if transport != "tcp" or sys.platform != "linux":
             return
-        for port in ports:
-            held = _socket()
-            self._sockets.append(held)
-            with contextlib.suppress(OSError):
-                held.bind((ip, port))
+        if address := _address(ip):
+            for port in ports:
+                with contextlib.suppress(OSError):
+                    self._sockets.append(_bound(*address, port))
 
     def release(self) -> None:
         """Let go of them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from ..errors import CurveKernelError
 
-__all__ = ["Done", "environment", "interruptible", "run", "run_now"]
+__all__ = ["Done", "complete_environment", "environment", "interruptible", "run", "run_now"]
 
 _INTERVAL = 0.02
 _OUTPUT = 1 << 16
@@ -118,3 +119,18 @@ def run_now(command: Sequence[str]) -> None:
             timeout=_AT_EXIT,
             check=False,
         )
+
+
+def complete_environment() -> None:
+    """Set what every login has, where an engine passes nothing on (``sbatch --export=NIL``)."""
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid())
+        for variable, value in (
+            ("HOME", user.pw_dir),
+            ("USER", user.pw_name),
+            ("LOGNAME", user.pw_name),
+            ("SHELL", user.pw_shell or "/bin/sh"),
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("LANG", "C.UTF-8"),
+        ):
+            os.environ.setdefault(variable, value)

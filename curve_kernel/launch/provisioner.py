@@ -185,10 +185,10 @@ class CurveProvisioner(LocalProvisioner):
         env = dict(kwargs.pop("env", os.environ))
         for variable in (SECRETKEY_VARIABLE, SECRETKEY_FILE_VARIABLE):
             env.pop(variable, None)
-        if self._distribution == "env":
-            env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
-        self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
         try:
+            if self._distribution == "env":
+                env[SECRETKEY_VARIABLE] = self._secret_for(cmd)
+            self._allowlist = _allowlist_of(cmd, env, kwargs.get("cwd"))
             return await super().launch_kernel(cmd, env=env, **kwargs)
         except BaseException:
             self._release()
@@ -200,7 +200,16 @@ class CurveProvisioner(LocalProvisioner):
         secret_key, km = self._keys.secret_key, self.parent
         if km is None or self._by_variable or starts_python(command):
             return secret_key.decode()
-        return self._handover.open(km.connection_file, secret_key)
+        try:
+            return self._handover.open(km.connection_file, secret_key)
+        except OSError as error:
+            raise StartError(
+                f"kernel {km.kernel_name} does not start: its wrapper would keep the secret key, and no"
+                f" pipe for it can be made beside connection file {km.connection_file}:"
+                f" {error.strerror}",
+                "set JUPYTER_RUNTIME_DIR to a folder where pipes can be made, or accept that, by"
+                ' "key_distribution": "env" in the config of the kernelspec\'s kernel_provisioner',
+            ) from None
 
     def _release(self) -> None:
         self._held_ports.release()

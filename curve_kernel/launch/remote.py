@@ -127,12 +127,15 @@ class RemoteProvisioner(KernelProvisionerBase):
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Look at what is needed; nothing of this machine's environment goes to the other one."""
         keys.require_curve()
+        # The user's own, as it is now: a restarted server, or a console, can join.
+        identity = load_identity()
         kwargs = await super().pre_launch(**kwargs)
         env = kwargs.pop("env")
         spec = self.kernel_spec.env or {}
         return {
             **kwargs,
             "cmd": [],
+            "owners": [keys.as_hex(identity.public_key)] if identity else [],
             "spec_env": {name: str(env.get(name, spec[name])) for name in spec},
         }
 
@@ -152,7 +155,8 @@ class RemoteProvisioner(KernelProvisionerBase):
                     await self._end_launcher()
                     atexit.register(self._abandon)
                     await self._start_launcher()
-                await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"))
+                owners = kwargs.get("owners") or []
+                await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"), owners)
         except (CurveKernelError, asyncio.CancelledError) as error:
             await self._end_launcher()
             if isinstance(error, CurveKernelError) and not isinstance(error, StartError):
@@ -227,9 +231,6 @@ class RemoteProvisioner(KernelProvisionerBase):
     def launcher_arguments(self, pair: KeyPair, start_timeout: float) -> list[str]:
         """Return what follows ``launch`` on the other machine; all of it is public."""
         arguments = ["--manager-key", keys.as_hex(pair.public_key)]
-        # The user's own identity: a restarted server, or a console, can join.
-        if identity := load_identity():
-            arguments += ["--owner-key", keys.as_hex(identity.public_key)]
         ip = self.ip or ("127.0.0.1" if self.network == "tunnel" and self.engine == "ssh" else "")
         if ip:
             arguments += ["--ip", ip]
@@ -278,7 +279,7 @@ class RemoteProvisioner(KernelProvisionerBase):
     def _url(self, port: int) -> str:
         return f"tcp://{self.connection_info['ip']}:{port}"
 
-    async def _start_kernel(self, env: Mapping[str, str], folder: Any) -> None:
+    async def _start_kernel(self, env: Mapping[str, str], folder: Any, owners: list[str]) -> None:
         assert self._link is not None
         assert self._ready is not None
         assert self._pair is not None
@@ -292,6 +293,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             cwd=self.cwd or None,
             folder=None if folder is None else os.fspath(folder),
             name=km.kernel_name,
+            owners=owners,
         )
         while answer is not None and not answer.get("open"):
             if answer.get("status") is not None:

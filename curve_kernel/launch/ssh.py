@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from .. import __version__
 from ..errors import CurveKernelError
 from .engines import Engine, Ready, find_ready
 from .processes import Done, run, run_now
 
-__all__ = ["Ssh", "SshEngine"]
+__all__ = ["Ssh", "SshEngine", "how_to_install", "installing", "requirement"]
 
 # ssh takes what it reads first: host keys are checked whatever a configuration says, and nobody
 # is asked a question.
@@ -55,9 +62,7 @@ class Ssh:
 
     def command(self, *words: str) -> list[str]:
         """Return the command that runs *words* on the host."""
-        line = shlex.join(words)
-        if words[0].startswith("~/"):  # the home there
-            line = f"~/{shlex.join([words[0][2:], *words[1:]])}"
+        line = " ".join([_program(words[0]), *map(shlex.quote, words[1:])])
         return [*self.forwarding("-oClearAllForwardings=yes"), line]
 
     def forwarding(self, *options: str) -> list[str]:
@@ -86,9 +91,61 @@ class Ssh:
         return CurveKernelError(f"ssh could not connect to {self.host}: {done.last_words}", hint)
 
 
+def _program(path: str) -> str:
+    """Return *path* as a word of the shell there, with the home there."""
+    return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)
+
+
+def requirement() -> str:
+    """Return what pip has to be given, as a shell's word, to install this package somewhere else.
+
+    It is the folder, archive or repository from which it was installed here, else its name.
+    """
+    return shlex.quote(_origin())
+
+
+def _origin() -> str:
+    with contextlib.suppress(metadata.PackageNotFoundError, ValueError, KeyError):
+        origin = json.loads(metadata.distribution("curve-kernel").read_text("direct_url.json") or "")
+        url, vcs = origin["url"], origin.get("vcs_info")
+        if vcs:
+            return f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+        path = unquote(urlsplit(url).path)
+        if not url.startswith("file:"):
+            return str(url)
+        if Path(path).exists():
+            return path
+    return "curve-kernel"
+
+
+def how_to_install(python: str) -> str:
+    """Return the hint that says how the package that is here gets to *python* on another machine."""
+    origin = _origin()
+    if not origin.startswith("/"):
+        return f"there: {python} -m pip install --upgrade {shlex.quote(origin)}"
+    name = shlex.quote(f"./{Path(origin).name}")
+    return f"copy {shlex.quote(origin)} there, then: {python} -m pip install --upgrade {name}"
+
+
+def installing(python: str, host: str) -> str:
+    """Return the command that installs the package that is here for *python* on *host*."""
+    origin = _origin()
+    pip = f"{_program(python)} -m pip install --upgrade "
+    if not host or not origin.startswith("/"):
+        command = pip + shlex.quote(origin)
+        return f"ssh {shlex.quote(host)} {shlex.quote(command)}" if host else command
+    make, wheel = "", origin
+    if not origin.endswith(".whl"):
+        wheel = f"curve_kernel-{__version__}-py3-none-any.whl"
+        make = f"{shlex.quote(sys.executable)} -m pip wheel --no-deps {shlex.quote(origin)} && "
+    name = shlex.quote(f"./{Path(wheel).name}")
+    command = shlex.quote(f"cat > {name} && {pip}{name}")
+    return f"{make}ssh {shlex.quote(host)} {command} < {shlex.quote(wheel)}"
+
+
 def far_failure(done: Done, python: str, where: str) -> CurveKernelError:
     """Return the error for a launcher that ended without its line."""
-    python = shlex.quote(python)
+    python = _program(python)
     said = done.last_words
     for line in done.err.splitlines():
         if line.startswith("curve_kernel: error: "):
@@ -96,12 +153,12 @@ def far_failure(done: Done, python: str, where: str) -> CurveKernelError:
     if "no such command: launch" in done.err:
         return CurveKernelError(
             f"the curve_kernel of {python} on {where} is too old to be started from elsewhere",
-            f"there: {python} -m pip install --upgrade curve-kernel",
+            how_to_install(python),
         )
     if "No module named" in done.err:
         return CurveKernelError(
             f"{python} on {where} can't start a kernel: {said}",
-            f"there: {python} -m pip install curve-kernel",
+            how_to_install(python),
         )
     if done.status in (126, 127):
         return CurveKernelError(

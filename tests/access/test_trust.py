@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -312,3 +314,28 @@ def test_no_success_where_nothing_counts(tmp_path, folder, command):
     assert status == 1
     check_error(err, "can be written by others: its mode is 0775", "chmod go-w")
     assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+NO_HOME = """
+import os, sys
+from curve_kernel import trust
+os.setgroups([]), os.setgid(54321), os.setuid(54321)
+os.environ.pop("HOME")
+os.environ.update(sys.argv[1:] and {"HOME": sys.argv[1]})
+print(trust.path_problem("folder", "curve"))
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("home", [[], ["."], ["~"]], ids=["none", "relative", "tilde"])
+def test_without_a_home_each_folder_on_the_way_counts(home):
+    """Those above the working directory were passed over, as if that was the home."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        (cwd := Path(folder, "work")).mkdir(mode=0o700)
+        given(cwd)
+        (curve := cwd / "curve").mkdir(mode=0o700)
+        given(curve)
+        command = [sys.executable, "-c", NO_HOME, *home]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=30, check=True)
+    assert f"folder {folder} can be written by others: its mode is 0777" in done.stdout

@@ -94,6 +94,8 @@ def test_keygen(curve):
     )
     assert f"reject it from now on: {old_key}\n" in out
     assert "disconnect that key within two seconds; no restart is needed" in out
+    assert "on other machines" in out
+    assert "accept\nthe old key until you restart them or shut them down" in out
     assert "Others who listed your old key" in out
     assert str(curve / "identity.key") in out
     clients = run("clients")[1]

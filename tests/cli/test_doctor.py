@@ -212,8 +212,12 @@ def test_the_requirement_is_where_this_was_installed_from(tmp_path):
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: curve-kernel\nVersion: 0.1.0\n")
     code = "from curve_kernel.cli.install import requirement; print(requirement())"
+    far = (
+        "from curve_kernel.launch.ssh import how_to_install, installing;"
+        " print(how_to_install('python'), installing('~/v/bin/python', 'far'), sep='\\n')"
+    )
 
-    def requirement(origin: dict[str, Any] | None) -> str:
+    def requirement(origin: dict[str, Any] | None, code: str = code) -> str:
         (info / "direct_url.json").unlink(missing_ok=True)
         if origin is not None:
             (info / "direct_url.json").write_text(json.dumps(origin))
@@ -236,6 +240,17 @@ def test_the_requirement_is_where_this_was_installed_from(tmp_path):
     assert requirement({"url": archive, "archive_info": {}}) == archive
     git = {"url": "https://example.org/curve", "vcs_info": {"vcs": "git", "commit_id": "abc"}}
     assert requirement(git) == "git+https://example.org/curve@abc"
+    # Nor is a folder here one of another machine.
+    hint, command = requirement({"url": clone.as_uri(), "dir_info": {}}, far).splitlines()
+    assert hint == f"copy '{clone}' there, then: python -m pip install --upgrade './a clone'"
+    wheel = "curve_kernel-0.1.0-py3-none-any.whl"
+    pip = f"cat > ./{wheel} && ~/v/bin/python -m pip install --upgrade ./{wheel}"
+    assert command == f"{sys.executable} -m pip wheel --no-deps '{clone}' && ssh far '{pip}' < {wheel}"
+    hint, command = requirement(git, far).splitlines()
+    assert hint == "there: python -m pip install --upgrade git+https://example.org/curve@abc"
+    assert command == (
+        "ssh far '~/v/bin/python -m pip install --upgrade git+https://example.org/curve@abc'"
+    )
 
 
 def test_a_kernelspec_of_another_environment_that_is_not_shown(tmp_path):

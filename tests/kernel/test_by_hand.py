@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from jupyter_client.connect import port_names
 from support import (
     CHANNELS,
     MODULE,
@@ -26,7 +28,9 @@ from support import (
 )
 
 from curve_kernel.client import BlockingKernelClient
+from curve_kernel.errors import CurveKernelError
 from curve_kernel.keys import KeyPair
+from curve_kernel.launch.ports import check_ended, check_free
 from curve_kernel.wire import read_mechanism
 
 
@@ -191,6 +195,45 @@ def test_the_same_command_over_ipc(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("ip", ["::1", "lo", "localhost"])
+def test_the_same_command_with_another_form_of_address(tmp_path, ip):
+    with started_anew(tmp_path / "kernel.json", f"--ip={ip}"):
+        pass
+
+
+@pytest.mark.parametrize("ip", ["::1", "[::1]", "lo", "localhost"])
+def test_an_address_in_each_form(ip):
+    """A kernel may take its ports again, and one of another process is found before any port opens."""
+    family, bare = (socket.AF_INET, "127.0.0.1") if ip[0] == "l" else (socket.AF_INET6, "::1")
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server((bare, 0), family=family)) for _ in range(5)]
+        numbers = [one.getsockname()[1] for one in taken]
+        ports = dict(zip(port_names, numbers, strict=True))
+        for one in taken[:-1]:
+            one.close()
+        with pytest.raises(CurveKernelError, match=f":{numbers[-1]}: Address already"):
+            check_free("tcp", ip, ports)
+        with pytest.raises(CurveKernelError, match="its control port is in use"):
+            check_ended("kernel.json", {"ip": ip, **ports})
+        taken[-1].close()
+        check_free("tcp", ip, ports)
+        check_ended("kernel.json", {"ip": ip, **ports})
+
+
+def test_a_second_kernel_does_not_take_the_sockets_of_one_that_runs(tmp_path):
+    where = ["--transport=ipc", f"--ip={tmp_path}/socket"]
+    where += [f"--{channel}={number}" for number, channel in enumerate(CHANNELS, 1)]
+    with headless(*where, file=tmp_path / "kernel.json") as (process, _):
+        status, _, text = refused(*where, "-f", str(tmp_path / "other.json"))
+        assert status == 1
+        check_error(text, "socket-1: Address already in use", "give every channel a free port")
+        assert read_mechanism(f"ipc://{tmp_path}/socket-1") == "CURVE"
+        process.kill()
+        process.wait(60)
+    with headless(*where, file=tmp_path / "other.json"):
+        assert read_mechanism(f"ipc://{tmp_path}/socket-1") == "CURVE"
+
+
 def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
     """One that a launcher is starting, one of another machine, and what others could have written."""
     file = tmp_path / "kernel.json"
@@ -218,12 +261,15 @@ def test_files_that_no_kernel_of_this_user_left_here(tmp_path):
         elif mode != 0o600:
             check_error(text, "can be written by others: its mode is 0620", "chmod go-w")
         else:
+            host = "a kernel on another host made it, another" if "hostname" in changes else ""
             check_error(text, "only the public key", "JUPYTER_CURVE_SECRETKEY")
+            assert host in text
         assert file.read_text() == content
         file.unlink()
-    file.write_text(json.dumps(left | {"ip": "192.0.2.1"}))
-    file.chmod(0o600)
-    check_error(refused("-f", str(file))[2], "not of this machine", "console --existing")
+    for ip in ("192.0.2.1", 5):
+        file.write_text(json.dumps(left | {"ip": ip}))
+        file.chmod(0o600)
+        check_error(refused("-f", str(file))[2], "not of this machine", "console --existing")
     file.write_text(json.dumps(left | {"curve_publickey": "x"}))
     check_error(refused("-f", str(file))[2], "curve_publickey", "40 characters of Z85")
 

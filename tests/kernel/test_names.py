@@ -90,7 +90,14 @@ MEANT: dict[str, set[str]] = {
         "kernel_manager",
         "shell",
     },
-    "CurveHeartbeat": {"_bind_socket", "_curve_publickey", "_curve_secretkey", "run"},
+    "CurveHeartbeat": {
+        "_bind_socket",
+        "_curve_publickey",
+        "_curve_secretkey",
+        "pick_port",
+        "port",
+        "run",
+    },
     "CurveIOPubThread": {
         "_handle_event",
         "_handle_pipe_msg",

@@ -17,6 +17,8 @@ import pytest
 from jupyter_client import AsyncKernelManager, BlockingKernelClient, KernelManager
 from support import check_error, run_code, started, wait_for
 
+from curve_kernel.launch.provisioner import StartError
+
 
 def write_spec(name: str, argv: list[str], **config: Any) -> str:
     folder = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / name
@@ -121,6 +123,18 @@ def test_a_wrapper_that_is_to_get_the_variable():
     with started(name) as (km, client):
         assert km.curve_secretkey in Path(f"/proc/{km.provisioner.pid}/environ").read_bytes()
         assert run_code(client, "1 + 1") == ("ok", "2")
+
+
+def test_a_wrapper_where_no_pipe_can_be_made(tmp_path):
+    """Its name would be too long here, as a folder on some network file systems has no pipes."""
+    name = write_spec("no-fifo", WRAPPERS["shell"])
+    manager = KernelManager(kernel_name=name, connection_file=str(tmp_path / f"{'k' * 245}.json"))
+    with pytest.raises(
+        StartError, match=r"(?s)wrapper would keep .*File\s+name\s+too\s+long.*_RUNTIME_DIR"
+    ):
+        manager.start_kernel()
+    assert not manager.has_kernel
+    manager.cleanup_resources()
 
 
 def test_a_wrapper_that_keeps_the_pipe_from_the_kernel(tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from curve_kernel.keys import KeyPair, as_hex
 from curve_kernel.launch.link import Link
 
 
-@contextmanager
+@contextlib.contextmanager
 def launcher(pair: KeyPair, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     words = ["launch", "--manager-key", as_hex(pair.public_key), "--ip", "127.0.0.1", *arguments]
     process = subprocess.Popen([*MODULE, *words], stdout=subprocess.PIPE, text=True)
@@ -41,7 +41,13 @@ async def ask(info: dict[str, Any], pair: KeyPair, *requests: dict[str, Any]) ->
         link.close()
 
 
-START = {"do": "start", "env": {"GIVEN": "yes"}, "cwd": None, "folder": "/nowhere", "name": "far"}
+def status_of(info: dict[str, Any], pair: KeyPair) -> int | None:
+    [answer] = asyncio.run(ask(info, pair, {"do": "poll"}))
+    return answer["status"]
+
+
+START = {"do": "start", "env": {"GIVEN": "yes"}, "cwd": None, "folder": "/nowhere"}
+START |= {"name": "far", "owners": []}
 
 
 def test_a_kernel_of_the_launcher():
@@ -73,6 +79,20 @@ def test_a_kernel_of_the_launcher():
         asyncio.run(ask(info, pair, {"do": "end"}))
         assert process.wait(20) == 0
         assert not file.exists()
+
+
+def test_the_owners_of_a_kernel_are_those_of_its_last_start():
+    """A restart takes the manager's identity as it is then: its old key may have leaked."""
+    pair, old, new = (KeyPair.generate() for _ in range(3))
+    with launcher(pair) as (_, info):
+        for owner, other in ((old, new), (new, old)):
+            start = START | {"owners": [as_hex(owner.public_key)]}
+            [answer] = asyncio.run(ask(info, pair, start))
+            words = Path(f"/proc/{answer['pid']}/cmdline").read_text()
+            assert as_hex(owner.public_key) in words
+            assert as_hex(other.public_key) not in words
+            asyncio.run(ask(info, pair, {"do": "signal", "number": 9}))
+            wait_for("its end", lambda: status_of(info, pair) is not None, 20)
 
 
 def test_a_launcher_leaves_no_core_file_and_takes_no_key_of_others(monkeypatch):

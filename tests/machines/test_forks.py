@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from support import (
     wait_for,
 )
 
+from curve_kernel.child_pipe import ChildPipe
 from curve_kernel.keys import KeyPair
 
 # 100,000 with CURVE_KERNEL_LINES=100000, stock beside with CURVE_KERNEL_STOCK=1.
@@ -285,3 +288,22 @@ def gone(pid: int) -> bool:
     except (psutil.Error, ProcessLookupError):
         return True
     return False
+
+
+def test_a_server_that_accepts_and_drops_has_the_port_of_the_pipe() -> None:
+    """A child outlives its kernel, and another program gets that port: a line never ended."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drop() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                server.accept()[0].close()
+
+    threading.Thread(target=drop, daemon=True).start()
+    since = time.monotonic()
+    pipe = ChildPipe(server.getsockname()[1], KeyPair.generate(), KeyPair.generate().public_key)
+    pipe.send_multipart([b"a line"])
+    assert time.monotonic() - since < 4
+    assert not pipe.is_open()
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()

@@ -8,6 +8,8 @@ import os
 import queue
 import re
 import secrets
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 import zmq
 from far import FarHost, call, end, far_host, needs_root, start
@@ -516,6 +519,30 @@ def test_the_users_own_identity_joins(far):
         assert run_code(joined, "kept") == ("ok", "42")
     client.stop_channels()
     wait_for("the end of the kernel", lambda: not far.processes("curve_kernel"), 20)
+
+
+def test_a_tunnels_kernel_whose_server_is_gone(far, tmp_path, monkeypatch):
+    """The connection file here has ports of a tunnel that is gone; the one there is good."""
+    subprocess.run([*MODULE, "keygen"], check=True, timeout=30, capture_output=True)
+    far.kernelspec("far", network="tunnel", orphan_timeout=15)
+    process, _ = desk("far", "time.sleep(100)")
+    process.kill()
+    process.wait(10)
+    [there] = far.user.home.glob("**/kernel-*.json")
+    copy, wrapper = tmp_path / "far.json", tmp_path / "ssh"
+    copy.touch(0o600)
+    copy.write_bytes(there.read_bytes())
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {shlex.join(far.ssh_options)} "$@"\n')
+    wrapper.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    words = [*MODULE[1:], "console", str(copy), "--ssh", "far", "--simple-prompt"]
+    child = pexpect.spawn(MODULE[0], words, encoding="utf-8", timeout=30, echo=False)
+    try:
+        child.expect(r"In \[\d+\]: ")
+        child.sendline("print(6 * 7)")
+        child.expect("42")
+    finally:
+        child.close(force=True)
 
 
 def test_ipv6(far):

@@ -6,8 +6,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from support import CHANNELS, MODULE, check_error, headless, listening_ports, started, wait_for
+
+from curve_kernel.machine import _apart, inspect_machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it is for root")
 IN_ITS_OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
@@ -128,3 +134,81 @@ def test_it_is_for_root_and_for_all():
     )
     assert (done.returncode, done.stdout) == (1, "")
     check_error(done.stderr, "only root sees the kernels of all users", "sudo")
+
+
+STRANGER = 12345
+OF_A_STRANGER = """
+import json, os, socket, sys, time
+os.setgroups([]), os.setgid(12345), os.setuid(12345)
+kind, folder, *ports = sys.argv[1:3] + json.loads(sys.argv[3])
+names = [f"{name}_port" for name in ("shell", "control", "stdin", "iopub", "hb")]
+info = {"transport": "tcp", "ip": "127.0.0.1", "key": "", "kernel_name": "n" * 100_000}
+if kind == "equal":
+    listening = socket.create_server(("127.0.0.1", 0))
+    ports = [listening.getsockname()[1]] * 5
+if kind == "another family":
+    listening = [socket.create_server(("::", port), family=socket.AF_INET6) for port in ports]
+if kind == "links":
+    info |= {"transport": "ipc", "ip": f"{folder}/s"}
+    listening = [socket.socket(socket.AF_UNIX) for _ in names]
+    for port, one in enumerate(listening, 1):
+        one.bind(f"{folder}/s-{port}")
+        one.listen()
+        os.unlink(f"{folder}/s-{port}")
+        os.symlink(sys.argv[4], f"{folder}/s-{port}")
+    ports = [1, 2, 3, 4, 5]
+json.dump(info | dict(zip(names, ports)), open(f"{folder}/kernel-x.json", "w"))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["another's", "equal", "another family", "links"])
+def test_nobody_leads_root_to_ports_of_another_user(kind):
+    """Nothing is sent to a server that is no kernel, whatever somebody's connection file says."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
+        folder.chmod(0o755)
+        (theirs := folder / "theirs").mkdir()
+        os.chown(theirs, STRANGER, STRANGER)
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in CHANNELS]
+        ports = [server.getsockname()[1] for server in servers]
+        servers.append(stack.enter_context(socket.socket(socket.AF_UNIX)))
+        servers[-1].bind(path := str(folder / "root's"))
+        servers[-1].listen()
+        process = subprocess.Popen(
+            [sys.executable, "-c", OF_A_STRANGER, kind, str(theirs), json.dumps(ports), path],
+            stdout=subprocess.PIPE,
+            env={"JUPYTER_RUNTIME_DIR": str(theirs), "HOME": str(theirs)},
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            found = [kernel for kernel in inspect_machine() if kernel.file.startswith(str(theirs))]
+            for server in servers:
+                server.settimeout(0)
+                with contextlib.suppress(BlockingIOError):
+                    peer, _ = server.accept()
+                    peer.settimeout(0)
+                    assert peer.recv(1) == b""
+                    assert server.family == socket.AF_UNIX
+            if kind in ("another's", "equal"):
+                assert not found
+            else:
+                assert found[0].verdict in ("unreachable", "dead")
+                assert len(found[0].kernel_name) == 200
+        finally:
+            process.kill()
+            process.communicate(timeout=20)
+
+
+def stopped_while_it_speaks() -> list[Any]:
+    sender = sys._getframe(1).f_locals["sender"]
+    os.write(sender.fileno(), struct.pack("!i", 1000))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return []
+
+
+def test_a_process_that_is_stopped_while_it_says_what_it_found():
+    with pytest.raises(OSError, match="no answer in 1 s"):
+        _apart(1, stopped_while_it_speaks)
