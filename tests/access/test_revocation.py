@@ -284,6 +284,8 @@ with open({0!r}, 'w') as told:
 
 
 def test_an_access_ends_though_a_cell_has_every_file_that_the_kernel_may_open(kernel, tmp_path):
+    if kernel.info["transport"] == "ipc":
+        pytest.skip("libzmq aborts if it accepts on ipc then (ipc_listener.cpp)")
     kernel.list("vera", "viewer", until=datetime.now(timezone.utc) + timedelta(seconds=4))
     kernel.list("olga")
     told, go_on = tmp_path / "told", tmp_path / "go on"
