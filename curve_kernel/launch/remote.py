@@ -344,7 +344,7 @@ class RemoteProvisioner(KernelProvisionerBase):
             self._refused = self._refused + 1 if refused else 0
         if self._refused >= 2:
             with contextlib.suppress(CurveKernelError):
-                if why := await self._engine.why_ended():
+                if why := await self._engine.why_ended(is_over=True):
                     return why
             return f"{where} has lost the kernel: nobody listens on its launcher's port"
         if time.monotonic() - self._silent_since > _SILENCE:

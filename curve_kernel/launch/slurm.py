@@ -16,6 +16,8 @@ from .ssh import Ssh, far_failure
 __all__ = ["SlurmEngine"]
 
 _COMMAND_LIMIT = 30.0
+# Seconds after the end of its processes in which Slurm knows that a job has ended.
+_LATE = 5.0
 _INTERVAL, _INTERVAL_BY_SSH = 0.3, 2.0
 _REPEAT, _OUT_OF_REACH = 60.0, 120.0
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -170,8 +172,14 @@ class SlurmEngine(Engine):
                     "see whether it answers: sinfo",
                 )
 
-    async def why_ended(self) -> str:
+    async def why_ended(self, *, is_over: bool = False) -> str:
         """Return what Slurm says of a job that has ended, or empty."""
+        deadline = time.monotonic() + (_LATE if is_over else 0)
+        while not (why := await self._why_ended()) and time.monotonic() < deadline:
+            await asyncio.sleep(_LATE / 10)
+        return why
+
+    async def _why_ended(self) -> str:
         if not self._job:
             return ""
         done = await self._sh(f"scontrol -o show job {self._job}")
