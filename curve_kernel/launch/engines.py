@@ -68,7 +68,7 @@ class Engine(ABC):
     def end_now(self) -> None:
         """Do what `end` does, where no event loop runs any more."""
 
-    async def why_ended(self, *, is_over: bool = False) -> str:
+    async def why_ended(self, *, is_over: bool = False) -> str:  # noqa: ARG002
         """Return why the engine has ended the launcher, or empty if it has not, as far as is known.
 
         If the launcher *is_over*, an engine that does not know of it yet is asked for some seconds.
