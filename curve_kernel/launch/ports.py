@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import psutil
 from jupyter_client.connect import port_names
 
 from ..errors import CurveKernelError
@@ -140,6 +139,8 @@ def _address(ip: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
 
 
 def _address_of_interface(name: str) -> str:
+    import psutil  # which no other address needs
+
     # A sandbox may deny it.
     with contextlib.suppress(OSError, psutil.Error):
         for own in psutil.net_if_addrs().get(name, ()):
