@@ -17,12 +17,11 @@ import insider
 import psutil
 import pytest
 from support import run_code
-from test_floods import p95
+from test_floods import p95, watch
 from victim import Victim, figure, victim
 
 # Half a minute in a run for figures, on ipc too.
 SECONDS = float(os.environ.get("CURVE_KERNEL_ROW_SECONDS", "2"))
-MIB = 1 << 20
 LINES = [str(number) for number in range(50)]
 CELLS = {
     "": "for number in range(50): print(number, flush=True)",
@@ -68,12 +67,12 @@ def lines_of(kernel: Victim, code: str) -> list[str]:
     return "".join(heard).split()
 
 
-def attack(kernel: Victim, kind: str, transport: str, measured: dict[str, float]) -> None:
+def attack(kernel: Victim, kind: str, measured: dict[str, float]) -> None:
     """Work beside the attacker. *measured* is filled on the way, since stock may not get to the end."""
     process = kernel.process
     run_code(kernel.client, PREPARE)
     measured["quiet_ms"] = round(p95(cells(kernel, kind, max(2, SECONDS / 6))) * 1000, 1)
-    before, channels = process.memory_info().rss, list(kernel.channels.values())[:5]
+    channels = list(kernel.channels.values())[:5]
     if kind == "lock":
         command = [flood.__file__, "huge", str(SECONDS), kernel.server_key, str(channels[0])]
     else:
@@ -88,7 +87,7 @@ def attack(kernel: Victim, kind: str, transport: str, measured: dict[str, float]
         assert attacker.stdout is not None
         attacker.stdin.write(keys)
         attacker.stdin.close()
-        watcher = threading.Thread(target=follow, args=(process, attacker, before, measured))
+        watcher = threading.Thread(target=watch, args=(process, attacker, measured))
         watcher.start()
         try:
             times: list[float] = []
@@ -101,22 +100,6 @@ def attack(kernel: Victim, kind: str, transport: str, measured: dict[str, float]
             watcher.join()
             measured["lives"] = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     measured |= {"cells": len(times), "attack_ms": round(p95(times) * 1000, 1)}
-
-
-def follow(
-    process: psutil.Process, attacker: subprocess.Popen[str], before: int, measured: dict[str, float]
-) -> None:
-    start = time.monotonic()
-    most = min(8 << 30, psutil.virtual_memory().available // 2)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while attacker.poll() is None:
-            taken = process.memory_info().rss - before
-            measured["peak_mib"] = max(taken >> 20, measured.get("peak_mib", 0))
-            measured["seconds"] = round(time.monotonic() - start, 1)
-            if taken > most:
-                break
-            time.sleep(0.02)
-    attacker.kill()
 
 
 @contextlib.contextmanager
@@ -149,7 +132,7 @@ def test_row(transport: str, kind: str) -> None:
     measured: dict[str, float] = {}
     with on(transport, "python3-curve") as kernel:
         try:
-            attack(kernel, kind, transport, measured)
+            attack(kernel, kind, measured)
         finally:
             figure(f"{kind}, {transport}", kernel.name, **measured)
         kernel.works()
@@ -168,7 +151,7 @@ def test_row_of_stock(transport: str, kind: str) -> None:
     measured: dict[str, float] = {}
     try:
         with on(transport, "python3") as kernel:
-            attack(kernel, kind, transport, measured)
+            attack(kernel, kind, measured)
             figure(f"{kind}, {transport}", "stock CURVE", **measured)
     except (Exception, AssertionError) as error:  # noqa: BLE001
         failed = f"{type(error).__name__}: {str(error)[:200]}"
