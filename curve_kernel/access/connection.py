@@ -71,15 +71,15 @@ class Progress(NamedTuple):
     """What was seen of a reader: bytes published and acknowledged when it had read all, and when.
 
     ``largest`` is the largest message since then, ``unread`` what the operating system has for it, and
-    ``still_since`` when that last changed, 0 if it did not.
+    ``still_since`` since when that is so.
     """
 
     published: int
     acknowledged: int
     at: float
+    unread: int
+    still_since: float
     largest: int = 0
-    unread: int = 0
-    still_since: float = 0.0
 
 
 class ConnectionInfo(NamedTuple):

@@ -94,8 +94,8 @@ class Enforcer:
         """Disconnect slow readers and whom else it was not possible to; ask about who is ignored."""
         for connection, (reason, always) in list(self._owed.items()):
             self._disconnect(connection, reason, always=always)
-        self.check_readers()
-        self.check_doubtful()
+        self._check_readers()
+        self._check_doubtful()
 
     def accepted(self, connection: Connection) -> None:
         """Take in a connection that libzmq has accepted; its handshake begins."""
@@ -176,7 +176,7 @@ class Enforcer:
                     self._disconnect(ignored, Reason.ROUTING_ID)
         connection.release()
 
-    def check_doubtful(self) -> None:
+    def _check_doubtful(self) -> None:
         """Ask for all messages of the channels where that tells whether libzmq ignores a connection."""
         freed = self._freed.items()
         self._freed = {c: sent for c, sent in freed if not c.has_spoken and not c.is_disconnected}
@@ -237,7 +237,7 @@ class Enforcer:
         if not connection.is_disconnected and self._connections.is_surely_handshaking(connection):
             self._disconnect(connection, Reason.HANDSHAKE_BYTES)
 
-    def check_readers(self) -> None:
+    def _check_readers(self) -> None:
         """Disconnect slow readers."""
         self._published_before = self.published
         largest, self._largest = self._largest, 0

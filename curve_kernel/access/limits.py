@@ -162,19 +162,19 @@ def follow_reader(connection: Connection, published: int, largest: int) -> tuple
     published, largest : int
         Bytes published on iopub since the start, and of the largest message since the last look.
     """
-    unread, then = connection.unread(), connection.progress
-    now = Progress(published, connection.acknowledged(), monotonic(), largest, unread)
+    unread, then, at = connection.unread(), connection.progress, monotonic()
+    now = Progress(published, connection.acknowledged(), at, unread=unread, still_since=at)
     if then is None or not unread:
-        return now._replace(largest=0), False
+        return now, False
     then = then._replace(largest=max(then.largest, largest))
     # One message takes its time, and is not what has piled up.
     most = max(_BACKLOG, _BACKLOG // 2 + then.largest)
-    stalls = now.at - then.at > _STALL
+    stalls = at - then.at > _STALL
     if connection.is_local:
         # No bytes are counted there; but what is unread changes if the peer reads.
         if unread != then.unread:
-            then = then._replace(unread=unread, still_since=now.at)
-        is_still = now.at - (then.still_since or then.at) > _STILL
+            then = then._replace(unread=unread, still_since=at)
+        is_still = at - then.still_since > _STILL
         return then, (stalls or is_still) and published - then.published > most
     backlog = published - then.published - (now.acknowledged - then.acknowledged)
     if now.acknowledged > then.acknowledged:
