@@ -363,15 +363,18 @@ class Monitor:
                 self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
         poller = zmq.Poller()
         poller.register(self._wake_in, zmq.POLLIN)
+        if (told := self._revocation.descriptor) >= 0:
+            poller.register(told, zmq.POLLIN)
         listeners = list(self._listeners.values())
         for listener in listeners:
             poller.register(listener.monitor, zmq.POLLIN)
         while not self._stopping and len(listeners) == len(self._listeners):
-            poller.poll(1000)
+            ready = [where for where, _ in poller.poll(1000)]
             with suppress(BlockingIOError):
                 read(self._wake_in, 1 << 12)
             with self._lock, suppress(Exception):
-                self._revocation.told()
+                if told in ready:
+                    self._revocation.told()
                 self._revocation.check()
             for listener in listeners:
                 try:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from members import ALLOWLIST, SECONDS, Kernel, Member, listed_kernel
 from support import headless, run_code, wait_for
-from test_authorization import handshake
+from test_authorization import THROW, handshake
 
 from curve_kernel.keys import KeyPair
 from curve_kernel.keys.certificates import load_identity, write_certificate
@@ -321,3 +321,15 @@ def test_what_links_in_the_list_lead_to_counts_as_soon(kernel, tmp_path, what):
     else:
         path.parent.unlink()
         path.parent.mkdir(mode=0o700)
+
+
+def test_a_watch_that_was_killed_still_disconnects_who_is_off_the_list(tmp_path):
+    with listed_kernel(tmp_path, "tcp") as kernel:
+        kernel.list("olga")
+        kernel.list("vera", "viewer", until=datetime.now(timezone.utc) + timedelta(seconds=8))
+        with kernel.member("vera", "iopub") as vera, kernel.member("olga", "iopub") as olga:
+            assert run_code(kernel.client, THROW.format(error="ValueError"))[0] == "ok"
+            wait_for("the log", lambda: "no new client can connect" in kernel.log.read_text())
+            assert not olga.is_out()
+            is_out_in_time(olga, kernel.path("olga").unlink)
+            wait_for("the end", vera.is_out, 8 + SECONDS)
