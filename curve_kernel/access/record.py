@@ -32,8 +32,6 @@ _QUEUE = 100_000
 _REST = 0.25
 # Characters of what a client chooses.
 _CHOSEN = 128
-
-
 # What root has prepared for several users counts.
 _TRUSTED = (0, os.geteuid())
 
