@@ -19,6 +19,7 @@ from .errors import CurveKernelError
 __all__ = ["check", "insecure_writes_are_allowed", "is_gone", "read", "replace", "set_mode"]
 
 _LIMIT = 1 << 20
+_AT_LEAST = 1 << 16  # a file system may not know the size
 
 
 def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, os.stat_result]:
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[bytes, o
             raise OSError(0, "it is not a regular file")
         if status.st_size > _LIMIT:
             raise OSError(0, "it is larger than 1 MiB")
-        return os_read(descriptor, _LIMIT), status
+        return os_read(descriptor, max(status.st_size + 1, _AT_LEAST)), status
     finally:
         close(descriptor)
 

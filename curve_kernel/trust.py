@@ -33,7 +33,6 @@ def name_of_user(uid: int) -> str:
 def _problem(
     kind: str, path: str, status: os.stat_result, *, sticky: bool = False, modes: bool = True
 ) -> CurveKernelError | None:
-    quoted = shlex.quote(path)
     if status.st_uid not in (0, os.geteuid()):
         own = "make a copy of it in a folder of yours, if you trust that user"
         return CurveKernelError(
@@ -44,7 +43,7 @@ def _problem(
     if modes and status.st_mode & _OPEN_TO_OTHERS and not safe and not stat.S_ISLNK(status.st_mode):
         return CurveKernelError(
             f"{kind} {path} can be written by others: its mode is {stat.S_IMODE(status.st_mode):04o}",
-            f"look at what is in it, then: chmod go-w {quoted}",
+            f"look at what is in it, then: chmod go-w {shlex.quote(path)}",
         )
     return None
 

@@ -99,7 +99,7 @@ class AuthorizedClients:
         }
         self._warn = warn
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
-        self._owners: dict[bytes, Path] = {}  # where the certificate of each was seen
+        self._owners: dict[bytes, str] = {}  # where the certificate of each was seen
         self._warned: set[str] = set()
         # When an access ends, on the clock that nobody sets and that goes on in a suspended machine.
         self._ends: dict[tuple[bytes, datetime], float] = {}
@@ -120,7 +120,7 @@ class AuthorizedClients:
                 raise problem
         for folder in folders[1:]:
             for certificate in _certificates(folder) if _exists(folder) else ():
-                if problem := trust.path_problem("certificate", certificate):
+                if problem := _problem(certificate):
                     raise problem
 
     def find(self, public_key: bytes) -> Client | None:
@@ -170,7 +170,7 @@ class AuthorizedClients:
 
     def _known_owner(self, public_key: bytes) -> Client | None:
         path = self._owners.get(public_key)
-        if path is None or trust.path_problem("folder", path.parent):
+        if path is None or trust.path_problem("folder", os.path.dirname(path)):  # noqa: PTH120
             return None
         try:
             client = self._load("owner", path)
@@ -204,35 +204,36 @@ class AuthorizedClients:
                 continue
             if client is not None:
                 if role == "owner":
-                    self._owners.setdefault(client.public_key, client.path)
+                    self._owners.setdefault(client.public_key, entry)
                 yield client
 
-    def _load(self, role: str, path: Path) -> Client | None:
-        status, target = path.lstat(), os.fspath(path)
+    def _load(self, role: str, path: str) -> Client | None:
+        status, target = os.lstat(path), path
         if stat.S_ISLNK(status.st_mode):
             # Where it leads may be changed by others at any time.
             if self._skip(trust.path_problem("certificate", path)):
                 return None
             target = os.path.realpath(path)
             status = os.lstat(target)
-        cached = self._cache.get(os.fspath(path))
+        cached = self._cache.get(path)
         if cached is not None and cached[0] == _state(status):
             return cached[1]
         client = None
         try:
             content, status = files.read(target, follow=False)
             # Its folder was looked at before, and nobody else can put another file there.
-            if problem := trust.certificate_problem(os.fspath(path), status):
+            if problem := trust.certificate_problem(path, status):
                 raise problem
-            if _is_reserved(path.stem):
+            name = Path(path).stem
+            if _is_reserved(name):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
-            public_key, _ = parse_certificate(content, str(path))
-            name, end = printable(path.stem), parse_until(content, str(path))
-            client = Client(name, role, public_key, path, end)
+            public_key, _ = parse_certificate(content, path)
+            end = parse_until(content, path)
+            client = Client(printable(name), role, public_key, Path(path), end)
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)
-        self._cache[os.fspath(path)] = (_state(status), client)
+        self._cache[path] = (_state(status), client)
         return client
 
     def _skip(self, problem: CurveKernelError | None) -> bool:
@@ -255,12 +256,23 @@ def _exists(folder: Path) -> bool:
     return True
 
 
-def _certificates(folder: Path) -> list[Path]:
+def _certificates(folder: Path) -> list[str]:
     try:
         with scandir(folder) as found:
-            return sorted(folder / entry.name for entry in found if entry.name.endswith(".key"))
+            return sorted(entry.path for entry in found if entry.name.endswith(".key"))
     except OSError as error:
         raise _unreadable("folder", folder, error) from None
+
+
+def _problem(certificate: str) -> CurveKernelError | None:
+    """Return why a certificate can't be trusted, in a folder to which the way is known to be safe."""
+    try:
+        status = os.lstat(certificate)
+    except OSError as error:
+        return _unreadable("certificate", certificate, error)
+    if stat.S_ISLNK(status.st_mode):
+        return trust.path_problem("certificate", certificate)
+    return trust.certificate_problem(certificate, status)
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

@@ -121,10 +121,12 @@ class Policy:
 
         The list is read for it.
         """
-        client = self.clients.find(key)
-        found = client and (client, self.clients.has_ended(client))
-        if found != self._look.listed.get(key):
-            self.look()
+        found = None
+        if not self._is_own(channel, key):
+            client = self.clients.find(key)
+            found = client and (client, self.clients.has_ended(client))
+            if found != self._look.listed.get(key):
+                self.look()
         peer, reason = self._judge(channel, key, found)
         self.has_served |= bool(peer.name) and reason is None
         return peer, reason
@@ -160,14 +162,16 @@ class Policy:
         peer, reason = self._judge(channel, key.encode(), found)
         return peer, Reason.REVOKED if reason is Reason.UNKNOWN_KEY else reason
 
+    def _is_own(self, channel: str, key: bytes) -> bool:
+        """Whether the kernel itself has that key, whatever is listed."""
+        return key == self._manager_key or (key == self._own_client_key and channel == "shell")
+
     def _judge(
         self, channel: str, key: bytes, found: tuple[Client, bool] | None
     ) -> tuple[Peer, Reason | None]:
         shown = key.decode()
-        if key == self._manager_key:
-            return Peer(MANAGER, "", shown), None
-        if key == self._own_client_key and channel == "shell":
-            return Peer(OWN_CLIENT, "", shown), None
+        if self._is_own(channel, key):
+            return Peer(MANAGER if key == self._manager_key else OWN_CLIENT, "", shown), None
         if found is None or found[1]:
             if self._allow_any or (channel == "hb" and self._open_heartbeat):
                 return Peer("any", "", shown), None

@@ -109,6 +109,8 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
     """
     found: dict[bytes, bytes] = {}
     for line in content.split(b"\n"):
+        if b"-key" not in line:
+            continue
         field, _, value = line.strip().partition(b"=")
         for key in (b"public-key", b"secret-key"):
             if field.startswith(key):

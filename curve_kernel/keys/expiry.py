@@ -17,6 +17,7 @@ __all__ = ["after", "ago_or_in", "at", "parse_until", "show"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION = re.compile(r"(?:\d{1,9}(?:min|[smhdw]))+", re.ASCII)
+_UNTIL = re.compile(r"^[^\S\n]*until\b(.*)", re.IGNORECASE | re.MULTILINE)
 _DURATION_FORM = "write 90s, 30min, 2h, 1h30min, 7d or 2w"
 _TIME_FORM = "write 18:00, 2026-12-24, 2026-12-24T18:00 or 2026-12-24T18:00+01:00"
 
@@ -84,21 +85,20 @@ def parse_until(content: bytes, name: str) -> datetime | None:
         If it says something of it that is no moment with a time zone: then it lists nobody.
     """
     ends = []
-    for line in content.decode("utf-8", "replace").split("\n"):
-        if found := re.match(r"\s*until\b(.*)", line, re.IGNORECASE):
-            value = found[1].strip().removeprefix("=").strip(" \t'\"")
-            value = f"{value[:-1]}+00:00" if value[-1:] in ("Z", "z") else value
-            try:
-                end = datetime.fromisoformat(value)
-                end.astimezone()  # as `show` does
-            except (ValueError, OverflowError):
-                end = datetime.min
-            if end.tzinfo is None:
-                raise CurveKernelError(
-                    f"certificate {name} does not say until when in a way that is known",
-                    "list the client again: python -m curve_kernel authorize ... --until ... --force",
-                )
-            ends.append(end)
+    for found in _UNTIL.finditer(content.decode("utf-8", "replace")):
+        value = found[1].strip().removeprefix("=").strip(" \t'\"")
+        value = f"{value[:-1]}+00:00" if value[-1:] in ("Z", "z") else value
+        try:
+            end = datetime.fromisoformat(value)
+            end.astimezone()  # as `show` does
+        except (ValueError, OverflowError):
+            end = datetime.min
+        if end.tzinfo is None:
+            raise CurveKernelError(
+                f"certificate {name} does not say until when in a way that is known",
+                "list the client again: python -m curve_kernel authorize ... --until ... --force",
+            )
+        ends.append(end)
     return min(ends, default=None)
 
 
