@@ -68,12 +68,12 @@ def _is_reserved(name: str) -> bool:
 
 
 class Client(NamedTuple):
-    """A client that is listed by name."""
+    """A client that is listed by name; ``path`` is where, or empty."""
 
     name: str
     role: str
     public_key: bytes
-    path: Path
+    path: str
     until: datetime | None = None
 
 
@@ -95,7 +95,7 @@ class AuthorizedClients:
     ) -> None:
         self.folder = folder
         self._owner_keys = {
-            key: Client(f"key-{as_hex(key)[:8]}", "owner", key, Path()) for key in owner_keys
+            key: Client(f"key-{as_hex(key)[:8]}", "owner", key, "") for key in owner_keys
         }
         self._warn = warn
         self._cache: dict[str, tuple[tuple[int, ...], Client | None]] = {}
@@ -224,12 +224,12 @@ class AuthorizedClients:
             # Its folder was looked at before, and nobody else can put another file there.
             if problem := trust.certificate_problem(path, status):
                 raise problem
-            name = Path(path).stem
+            name = os.path.splitext(os.path.basename(path))[0]  # noqa: PTH119, PTH122
             if _is_reserved(name):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
             public_key, _ = parse_certificate(content, path)
             end = parse_until(content, path)
-            client = Client(printable(name), role, public_key, Path(path), end)
+            client = Client(printable(name), role, public_key, path, end)
         except CurveKernelError as error:
             self._warned.discard(error.message)
             self._skip(error)

@@ -176,7 +176,7 @@ def _take_off(public_key: bytes) -> Iterator[str]:
     for client in list(AuthorizedClients(curve_folder(), lambda _: None)):
         if client.public_key == public_key:
             try:
-                client.path.unlink()
+                Path(client.path).unlink()
             except OSError as error:
                 raise _not_written(error) from None
             yield f"It was listed as {client.role} {client.name} too, and is not any more."

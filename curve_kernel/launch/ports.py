@@ -132,7 +132,9 @@ def _address(ip: str) -> tuple[socket.AddressFamily, tuple[Any, ...]] | None:
         bare = "0.0.0.0"  # noqa: S104
     for flags in (socket.AI_NUMERICHOST, 0):
         with contextlib.suppress(OSError, ValueError):
-            found = socket.getaddrinfo(bare, 0, family, socket.SOCK_STREAM, flags=flags)
+            # Of text Python makes IDNA, and imports what it needs for that at every start.
+            host = bare.encode() if bare.isascii() else bare
+            found = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM, flags=flags)
             return family, found[0][4]
         bare = _address_of_interface(bare) or bare
     return None
