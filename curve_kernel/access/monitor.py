@@ -53,6 +53,7 @@ _PATIENCE = 2.0
 # After so many events the thread rests for an instant. Others would wait for the interpreter lock 5 ms
 # each time (sys.getswitchinterval), and a cell needs it several times.
 _BATCH, _REST = 16, 0.00005
+_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
 # Seconds after which a connection that says nothing is accepted all the same. Both ends of ZMTP speak
 # first.
 _DEFER_ACCEPT = 600
@@ -218,7 +219,7 @@ class Monitor:
             poller.register(told, zmq.POLLIN)
         handshakes_then = readers_then = 0.0
         while not self._stopping:
-            ready = [where for where, _ in poller.poll(self._timeout())]
+            ready = {where for where, _ in poller.poll(self._timeout())}
             with self._lock:
                 if self._wake_in in ready:
                     self._take(read, self._wake_in, 1 << 12)
@@ -282,10 +283,10 @@ class Monitor:
     def _drain(self, listener: Listener, most: int = 1000) -> bool:
         """Handle *most* events of *listener*, and return whether those were all that there are."""
         for _ in range(most):
-            try:
-                frame, endpoint = listener.monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            # An attempt that finds nothing costs more: it lets go of the interpreter and raises.
+            if not int(listener.monitor.getsockopt(zmq.EVENTS)) & _POLLIN:
                 return True
+            frame, endpoint = listener.monitor.recv_multipart(_NOBLOCK)
             self._events += 1
             self._take(self._handle_event, listener, frame, endpoint)
         return False
@@ -311,8 +312,7 @@ class Monitor:
                 self._ended(connection)
 
     def _answer(self, handler: ClientAuthenticator) -> None:
-        request = self._requests.pop(handler, None)
-        request = request or handler.zap_socket.recv_multipart(zmq.NOBLOCK)
+        request = self._requests.pop(handler, None) or handler.zap_socket.recv_multipart(_NOBLOCK)
         channel = request[2].decode("ascii", "replace") if len(request) > 2 else ""
         listener = self._listeners.get(channel)
         if listener is not None and not self._drain(listener):

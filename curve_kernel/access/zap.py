@@ -100,7 +100,7 @@ class ClientAuthenticator(Authenticator):
         if socket is None or socket.type != zmq.ROUTER or channel == "hb":
             return True  # on hb nobody gets anything but what they have sent
         hands_over = self._connections.may_hand_over(channel, peer)
-        socket.router_handover = hands_over
+        socket.setsockopt(zmq.ROUTER_HANDOVER, hands_over)
         return hands_over
 
     def curve_user_id(self, client_public_key: bytes) -> str:  # noqa: ARG002
