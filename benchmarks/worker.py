@@ -409,6 +409,7 @@ def bare_server() -> None:
     shell, iopub = context.socket(zmq.ROUTER), context.socket(zmq.PUB)
     for socket in (shell, iopub):
         sockets.make_server(socket, keys, handshake_timeout=5, message_size=1 << 30)
+        socket.rcvbuf = -1  # the operating system's own
         socket.bind("tcp://127.0.0.1:*")
     urls = [socket.last_endpoint.decode().rstrip("\0") for socket in (shell, iopub)]
     print(json.dumps([*urls, keys.public_key.decode()]), flush=True)
