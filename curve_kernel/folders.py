@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_config_dir
 
 from .errors import CurveKernelError
+from .private_os import os
 
 __all__ = ["NOWHERE", "NoFolderError", "config_folder", "is_out_of_reach", "no_home"]
 
@@ -22,7 +22,7 @@ class NoFolderError(CurveKernelError):
 
 def no_home(error: RuntimeError) -> NoFolderError:
     """Return what is wrong where `Path.expanduser` raised *error*, and raise any other."""
-    if os.path.expanduser("~") != "~":  # noqa: PTH111  it raises nothing
+    if os.path.expanduser("~") != "~":
         raise error
     return NoFolderError(
         f"user {os.geteuid()} has no home folder: HOME is not set, and the system knows of none",
@@ -60,7 +60,7 @@ def is_out_of_reach(path: Path) -> bool:
         try:
             os.lstat(f"{folder}/.")  # fails unless it may be entered
         except PermissionError:
-            return folder.stat().st_uid != os.geteuid()
+            return os.stat(folder).st_uid != os.geteuid()
         except OSError:
             return False
     return False

@@ -8,13 +8,13 @@ folder on.
 
 from __future__ import annotations
 
-import os
 import pwd
 import shlex
 import stat
 from collections.abc import Iterator
 
 from .errors import CurveKernelError
+from .private_os import os
 
 __all__ = ["certificate_problem", "file_problem", "folder_problem", "name_of_user", "path_problem"]
 
@@ -70,11 +70,11 @@ def file_problem(kind: str, path: str, status: os.stat_result) -> CurveKernelErr
 
 def folder_problem(kind: str, path: str) -> CurveKernelError | None:
     """Return why the folder of a file can't be trusted, and of what it leads to if it is a link."""
-    path = os.path.abspath(path)  # noqa: PTH100  resolves no link
-    folders = {os.path.dirname(one): None for one in (path, os.path.realpath(path))}  # noqa: PTH120
+    path = os.path.abspath(path)
+    folders = {os.path.dirname(one): None for one in (path, os.path.realpath(path))}
     for folder in folders:
         try:
-            status = os.stat(folder)  # noqa: PTH116
+            status = os.stat(folder)
         except OSError as error:
             return _unreadable(f"folder {folder} of {kind}", error)
         named = f"the folder of {kind} {path}, which is"
@@ -88,10 +88,10 @@ def path_problem(kind: str, path: str | os.PathLike[str]) -> CurveKernelError | 
 
     What is above the home folder is its administrator's affair. Where that is unknown, nothing is.
     """
-    home = os.path.expanduser("~")  # noqa: PTH111  may be unknown
-    home = os.path.realpath(home) if os.path.isabs(home) else "/"  # noqa: PTH117
+    home = os.path.expanduser("~")
+    home = os.path.realpath(home) if os.path.isabs(home) else "/"
     try:
-        steps = list(_steps(os.path.abspath(path)))  # noqa: PTH100  resolves no link
+        steps = list(_steps(os.path.abspath(path)))
     except OSError as error:
         return _unreadable(f"{kind} {os.fspath(path)}", error)
     for step, status in steps:
@@ -112,16 +112,16 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
     while names:
         name = names.pop()
         if name == "..":
-            current = os.path.dirname(current)  # noqa: PTH120
+            current = os.path.dirname(current)
         elif name != ".":
-            step = os.path.join(current, name)  # noqa: PTH118
+            step = os.path.join(current, name)
             status = os.lstat(step)
             yield step, status
             if not stat.S_ISLNK(status.st_mode):
                 current = step
                 continue
             links += 1
-            target = os.readlink(step)  # noqa: PTH115
+            target = os.readlink(step)
             if links > _LINKS:
                 raise OSError(0, "there are too many links")
             current = "/" if target.startswith("/") else current

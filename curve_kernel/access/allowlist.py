@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from os import scandir
 from pathlib import Path
 from time import CLOCK_BOOTTIME
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from ..folders import is_out_of_reach
 from ..keys import as_hex, parse_public
 from ..keys.certificates import parse_certificate
 from ..keys.expiry import parse_until
+from ..private_os import os
 
 __all__ = ["MANAGER", "OWN_CLIENT", "ROLES", "AuthorizedClients", "Client", "check_name", "owner_keys"]
 
@@ -170,7 +169,7 @@ class AuthorizedClients:
 
     def _known_owner(self, public_key: bytes) -> Client | None:
         path = self._owners.get(public_key)
-        if path is None or trust.path_problem("folder", os.path.dirname(path)):  # noqa: PTH120
+        if path is None or trust.path_problem("folder", os.path.dirname(path)):
             return None
         try:
             client = self._load("owner", path)
@@ -224,7 +223,7 @@ class AuthorizedClients:
             # Its folder was looked at before, and nobody else can put another file there.
             if problem := trust.certificate_problem(path, status):
                 raise problem
-            name = os.path.splitext(os.path.basename(path))[0]  # noqa: PTH119, PTH122
+            name = os.path.splitext(os.path.basename(path))[0]
             if _is_reserved(name):
                 raise CurveKernelError(f"certificate {path} has a name that no client can have")
             public_key, _ = parse_certificate(content, path)
@@ -248,7 +247,7 @@ class AuthorizedClients:
 def _exists(folder: Path) -> bool:
     """Whether there is anything, or it can't be told, of which `_problem` then says why."""
     try:
-        folder.lstat()
+        os.lstat(folder)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -258,7 +257,7 @@ def _exists(folder: Path) -> bool:
 
 def _certificates(folder: Path) -> list[str]:
     try:
-        with scandir(folder) as found:
+        with os.scandir(folder) as found:
             return sorted(entry.path for entry in found if entry.name.endswith(".key"))
     except OSError as error:
         raise _unreadable("folder", folder, error) from None

@@ -132,14 +132,20 @@ class Enforcer:
 
         Returns how many connections were disconnected.
         """
-        ended = 0
+        ended, problem = 0, None
         for connection in list(self._connections):
             if not connection.is_disconnected and connection.channel != "pipe":
                 before = connection.peer
-                self._hold_against_list(connection, changed=True)
+                try:
+                    self._hold_against_list(connection, changed=True)
+                    if connection.peer != before:
+                        self.client_is_known(connection)
+                except Exception as error:  # noqa: BLE001  the others are to be held against it, too
+                    connection.disconnect()
+                    problem = error
                 ended += connection.is_disconnected
-                if connection.peer != before:
-                    self.client_is_known(connection)
+        if problem is not None:
+            raise problem
         return ended
 
     def _hold_against_list(self, connection: Connection, *, changed: bool = False) -> None:

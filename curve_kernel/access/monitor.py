@@ -164,11 +164,9 @@ class Monitor:
             self._asked.append(checked)
             self._wake()
             checked.acquire(timeout=1)
-        ready: list[Connection] = []
-        # The thread has it while it reads the list, and a disk may not answer.
-        if self._lock.acquire(timeout=_PATIENCE):
-            ready = [one for one in self._connections.ready.values() if not one.is_disconnected]
-            self._lock.release()
+        # Without the lock: the thread has it while it reads the list, and a disk may not answer; and
+        # who is interrupted here must not keep it.
+        ready = [one for one in list(self._connections.ready.values()) if not one.is_disconnected]
         listeners = list(self._listeners.values())
         return [one.port(ready, self._audit.counts(one.channel)) for one in listeners]
 

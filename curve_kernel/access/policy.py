@@ -135,21 +135,26 @@ class Policy:
         """Read the list, for `still` and for messages; return whether that was possible.
 
         While code in a cell has every file that the process may open, the list of the last look holds,
-        and only time goes on.
+        and only time goes on. A list that can't be read for another reason lists nobody.
         """
         can_read = True
         try:
             close(open_descriptor(devnull, O_RDONLY | O_CLOEXEC))
         except OSError as error:
             can_read = error.errno not in (EMFILE, ENFILE)
-        if can_read:
-            listed = self.clients.listed()
-        else:
-            known = (client for client, _ in self._look.listed.values())
-            listed = {client.public_key: (client, self.clients.has_ended(client)) for client in known}
-        if listed != self._look.listed:
-            self._look = _Look(listed)
-            self.looks += 1
+        listed: dict[bytes, tuple[Client, bool]] = {}
+        try:
+            if can_read:
+                listed = self.clients.listed()
+            else:
+                known = (client for client, _ in self._look.listed.values())
+                listed = {
+                    client.public_key: (client, self.clients.has_ended(client)) for client in known
+                }
+        finally:
+            if listed != self._look.listed:
+                self._look = _Look(listed)
+                self.looks += 1
         return can_read
 
     def seconds_left(self) -> float | None:

@@ -48,8 +48,8 @@ class Revocation:
 
     def told(self) -> None:
         """Take note that `descriptor` is readable."""
-        self._watch.take()
         self._told = True
+        self._watch.take()
 
     def seconds(self) -> float | None:
         """Return the seconds after which `check` is to be called, or None if that has time."""
@@ -65,13 +65,15 @@ class Revocation:
         """Look at the list if that is due, and disconnect who is not accepted any more."""
         left = self._policy.seconds_left()
         is_over = left is not None and left <= 0 and not self._told
-        if self._due() <= 0 or is_over:
-            self._looked = monotonic()
-            self._told = not self._policy.look()
-        if self._done != self._policy.looks:
-            self._done = self._policy.looks
-            ended = self._enforcer.hold_against_list()
-            tell(self._policy.clients.folder, _connection_file(), ended)
+        try:
+            if self._due() <= 0 or is_over:
+                self._looked = monotonic()
+                self._told = not self._policy.look()
+        finally:
+            if self._done != (looks := self._policy.looks):
+                ended = self._enforcer.hold_against_list()
+                self._done = looks
+                tell(self._policy.clients.folder, _connection_file(), ended)
 
     def close(self) -> None:
         """Stop watching."""

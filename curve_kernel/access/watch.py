@@ -6,12 +6,13 @@ file system, or a mount, it does not tell, so there is a look at intervals too.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from os import O_CLOEXEC, O_NONBLOCK, close, fspath, getpid, read
 from pathlib import Path
 from typing import Any
+
+from ..private_os import os
 
 __all__ = ["FolderWatch"]
 
@@ -92,7 +93,7 @@ class FolderWatch:
             watch = _libc.inotify_add_watch(self.descriptor, os.fsencode(path), mask)
             if watch >= 0:
                 watches.add(watch)
-            elif path in folders and path.exists():
+            elif path in folders and os.path.exists(path):
                 complete = False
         for watch in self._watches - watches:
             _libc.inotify_rm_watch(self.descriptor, watch)
@@ -123,7 +124,7 @@ def _is_local(folder: Path) -> bool:
     """Whether *folder*, or where it will be, is on a file system of this machine only."""
     if _libc is None:
         return False
-    while not os.path.exists(folder) and folder != folder.parent:  # noqa: PTH110  raises nothing
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     # The first word of struct statfs is the type; the whole has less than 256 bytes.
     status = (ctypes.c_ulong * 32)()

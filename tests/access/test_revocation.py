@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -333,3 +337,128 @@ def test_a_watch_that_was_killed_still_disconnects_who_is_off_the_list(tmp_path)
             assert not olga.is_out()
             is_out_in_time(olga, kernel.path("olga").unlink)
             wait_for("the end", vera.is_out, 8 + SECONDS)
+
+
+PATCHES = {
+    "one argument": "real = os.stat; os.stat = lambda path: real(path)",
+    "functions of os": """
+def deny(*_, **__):
+    raise RuntimeError('not in this process')
+for name in ('lstat', 'listdir', 'readlink', 'scandir', 'stat'):
+    setattr(os, name, deny)
+""",
+    "functions of os.path": """
+def deny(*_, **__):
+    raise RuntimeError('not in this process')
+for name in ('abspath', 'dirname', 'exists', 'expanduser', 'lexists', 'realpath'):
+    setattr(os.path, name, deny)
+""",
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_code_that_patches_os(kernel, patch):
+    keep = "import os; kept = {m: dict(vars(m)) for m in (os, os.path)}\n"
+    kernel.list("vera", "viewer")
+    with kernel.member("vera", "iopub") as member:
+        assert run_code(kernel.client, keep + PATCHES[patch]) == ("ok", "")
+        try:
+            is_out_in_time(member, kernel.path("vera", "viewer").unlink)
+            assert fates_of(kernel) == "refused"
+        finally:
+            run_code(kernel.client, "for m, names in kept.items(): vars(m).update(names)")
+
+
+def test_a_list_that_can_not_be_read_lists_nobody(kernel):
+    """Whatever it is that makes reading it fail."""
+    code = """
+from curve_kernel.access.allowlist import AuthorizedClients
+read = AuthorizedClients.listed
+def fails(_):
+    raise RuntimeError('not in this process')
+AuthorizedClients.listed = fails
+"""
+    kernel.list("vera", "viewer")
+    other = kernel.path("nobody", "viewer")
+    with kernel.member("vera", "iopub") as member:
+        assert run_code(kernel.client, code) == ("ok", "")
+        try:
+            is_out_in_time(member, lambda: other.write_text(""))
+        finally:
+            run_code(kernel.client, "AuthorizedClients.listed = read")
+            other.unlink()
+    kernel.path("vera", "viewer").unlink()
+
+
+def test_interrupts_of_what_shows_connections(kernel):
+    """A time limit by SIGALRM, again and again, leaves no lock behind."""
+    code = """
+import random, signal, time
+class Late(Exception): pass
+def late(*_): raise Late
+before = signal.signal(signal.SIGALRM, late)
+app, hits, end = get_ipython().kernel.parent, 0, time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 6e-4))
+        app.bound_ports()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Late:
+        hits += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, before)
+print(hits > 20)
+"""
+    kernel.list("vera", "viewer")
+    with kernel.member("vera", "iopub") as member:
+        assert run_code(kernel.client, code) == ("ok", "True\n")
+        is_out_in_time(member, kernel.path("vera", "viewer").unlink)
+
+
+def test_what_leaves_stdin_waits_in_no_queue(kernel):
+    if kernel.info["transport"] == "ipc":
+        pytest.skip("the same on both")
+    probe = "import asyncio, time; loop = asyncio.get_event_loop(); time.sleep(3); len(loop._ready)"
+    with ThreadPoolExecutor(1) as pool:
+        cell = pool.submit(run_code, kernel.client, probe)
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            address = kernel.info["ip"], kernel.info["stdin_port"]
+            with socket.create_connection(address) as stranger:
+                stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                stranger.send(b"x")
+        status, text = cell.result(60)
+    assert status == "ok"
+    assert int(text) < 20
+
+
+def test_a_log_that_nobody_reads(tmp_path):
+    """Who is off the list is out, and new clients are let in, while standard error is full."""
+    folder, keys = tmp_path / "list", {name: KeyPair.generate() for name in ("olga", "vera")}
+    for role, name in (("owners", "olga"), ("viewers", "vera")):
+        (folder / role).mkdir(parents=True, mode=0o700)
+        write_certificate(folder / role / f"{name}.key", keys[name].public_key)
+    out, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
+    option = f"--CurveKernelApp.authorized_clients={folder}"
+    try:
+        with headless(ALLOWLIST, option, file=tmp_path / "k.json", stderr=into) as (process, info):
+            with Member(info, keys["vera"], ("iopub",)) as vera:
+                os.set_blocking(into, False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        os.write(into, b"x")
+                os.set_blocking(into, True)
+                for _ in range(5):
+                    assert handshake(info, "shell") == "refused"
+                is_out_in_time(vera, (folder / "viewers" / "vera.key").unlink)
+                with Member(info, keys["olga"], ("iopub",)) as olga:
+                    assert olga.connected
+            os.set_blocking(out, False)
+            with contextlib.suppress(BlockingIOError):
+                while os.read(out, 1 << 16):
+                    pass
+            assert process.poll() is None
+    finally:
+        os.close(out)
+        os.close(into)
