@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 
 from .access.limits import MESSAGE_SIZES, Limits
+from .access.queued import QueuedLog
 from .command_line import StrictApplication
 from .errors import CurveKernelError
 
@@ -63,6 +65,11 @@ class AccessOptions(StrictApplication):
         help="""Record the code itself too, and not only its SHA-256.""",
     )
 
+    @cached_property
+    def access_log(self) -> QueuedLog:
+        """The log, for what must not wait for whoever reads it."""
+        return QueuedLog(self.log)
+
     def open_record(self) -> Record | None:
         """Open the record that audit_log asks for.
 
@@ -82,7 +89,7 @@ class AccessOptions(StrictApplication):
             ) from None
         path = Path(self.audit_log).expanduser().absolute()
         kernel_id = Path(self.connection_file).stem.removeprefix("kernel-")
-        return Record(path, kernel_id, self.log, with_code=self.audit_code)
+        return Record(path, kernel_id, self.access_log, with_code=self.audit_code)
 
     @property
     def limits(self) -> Limits:

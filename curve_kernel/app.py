@@ -245,7 +245,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
         # Code may change the working directory, and another folder would list the clients.
         folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
         self.authorized_clients = str(folder)
-        clients = AuthorizedClients(folder, self.log.warning, owner_keys(self.owner_keys))
+        clients = AuthorizedClients(folder, self.access_log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"
         if not allow_any:
             clients.check()
@@ -254,7 +254,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
             self._keys,
             clients,
             self.limits,
-            self.log,
+            self.access_log,
             allow_any=allow_any,
             open_heartbeat=self._secret_is_in_file,
             message_sizes=self.max_message_size,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import monotonic
 from .peer import Peer, unknown
+from .queued import QueuedLog
 
 if TYPE_CHECKING:
     from .record import Record
@@ -51,8 +52,9 @@ _KEPT = 64
 class AuditLog:
     """Logs the clients that were accepted and rejected, in a bounded number of lines.
 
-    What exceeds the bound is counted, and the counts are logged when the period is over. An owner or
-    the manager that was accepted always has a line.
+    Each client that is listed has a bound of its own, and so have all others together. What exceeds it
+    is counted, and the counts are logged when the period is over. An owner or the manager that was
+    accepted always has a line.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class AuditLog:
     record : Record, optional
         Gets an event for each line, and for each request.
     limit : int
-        Lines of either kind in each period.
+        Lines of either kind in each period, of one client.
     period : float
         Seconds.
     """
@@ -75,16 +77,16 @@ class AuditLog:
         self._period = period
         self._lock = threading.Lock()
         self._start = 0.0
-        self._lines: collections.Counter[int] = collections.Counter()
-        # By level, reason, action and channel.
-        self._left_out: collections.Counter[tuple[int, str, str, str]] = collections.Counter()
+        self._lines: collections.Counter[tuple[int, str]] = collections.Counter()
+        # By level, reason, action, channel and client.
+        self._left_out: collections.Counter[tuple[int, str, str, str, Peer]] = collections.Counter()
         self._dropped: set[str] = set()
         self._counts: collections.Counter[tuple[str, Reason]] = collections.Counter()
 
     def accepted(self, channel: str, address: str, peer: Peer, *, always: bool) -> None:
         """Log that a client was accepted; *always* also if there have been too many lines."""
         line = f"{channel}: accepted {peer} from {address}"
-        if always or self._has_room(logging.INFO, "", "accepted", channel):
+        if always or self._has_room(logging.INFO, "", "accepted", channel, peer):
             self._tell(logging.INFO, line, "accepted", channel, peer, address)
 
     def rejected(
@@ -93,7 +95,7 @@ class AuditLog:
         """Log that a peer was rejected, and why; *detail* is not part of what is counted."""
         self._count(channel, reason)
         line = f"{channel}: rejected a client from {address}: {reason}{detail}"
-        if self._has_room(logging.WARNING, str(reason), "rejected", channel):
+        if self._has_room(logging.WARNING, str(reason), "rejected", channel, peer):
             self._tell(logging.WARNING, line, "rejected", channel, peer, address, reason)
 
     def disconnected(
@@ -102,14 +104,14 @@ class AuditLog:
         """Log that the kernel disconnected a client, and why; *always* also if there are many lines."""
         self._count(channel, reason)
         line = f"{channel}: disconnected {peer} from {address}: {reason}"
-        if always or self._has_room(logging.WARNING, str(reason), "disconnected", channel):
+        if always or self._has_room(logging.WARNING, str(reason), "disconnected", channel, peer):
             self._tell(logging.WARNING, line, "disconnected", channel, peer, address, reason)
 
     def left(self, channel: str, address: str) -> None:
         """Log that a peer left during the handshake: a plaintext client that saw CURVE, or a probe."""
         self._count(channel, Reason.LEFT)
         line = f"{channel}: a client from {address} left during the handshake, plaintext perhaps"
-        if self._has_room(logging.INFO, str(Reason.LEFT), "rejected", channel):
+        if self._has_room(logging.INFO, str(Reason.LEFT), "rejected", channel, unknown):
             self._tell(logging.INFO, line, "rejected", channel, unknown, address, Reason.LEFT)
 
     def requested(self, channel: str, peer: Peer, message: Mapping[str, Any]) -> None:
@@ -157,28 +159,39 @@ class AuditLog:
         with self._lock:
             self._counts[channel, reason] += 1
 
-    def _has_room(self, level: int, reason: str, action: str, channel: str) -> bool:
+    def _has_room(self, level: int, reason: str, action: str, channel: str, peer: Peer) -> bool:
         """Whether there may be one more line in this period; if not, it is counted."""
         with self._lock:
             now = monotonic()
             if now - self._start >= self._period:
                 self._report()
                 self._start = now
-            self._lines[level] += 1
-            if self._lines[level] <= self._limit:
+            # Of keys that are not listed, somebody may have any number.
+            peer = peer if peer.name or peer.role in ("manager", "kernel") else unknown
+            client = peer.name or peer.role
+            self._lines[level, client] += 1
+            if self._lines[level, client] <= self._limit:
                 return True
             if not self._left_out:
                 with suppress(Exception):
                     timer = Timer(self._start + self._period - now, self.flush)
                     timer.daemon = True
                     timer.start()
-            self._left_out[level, reason, action, channel] += 1
+            self._left_out[level, reason, action, channel, peer] += 1
             return False
 
     def _write(self, level: int, line: str, *values: object) -> None:
         # Whether a client is accepted must not depend on what code in a cell makes of logging.
         with suppress(Exception):
             self._log.log(level, line, *values)
+
+    def close(self) -> None:
+        """Log and record what there still is."""
+        self.flush()
+        if self._record is not None:
+            self._record.close()
+        if isinstance(self._log, QueuedLog):
+            self._log.flush()
 
     def flush(self) -> None:
         """Log the counts of what was left out so far."""
@@ -187,10 +200,10 @@ class AuditLog:
 
     def _report(self) -> None:
         kinds: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        for (level, reason, action, channel), count in self._left_out.items():
+        for (level, reason, action, channel, peer), count in self._left_out.items():
             kinds[level][reason or action] += count
             if self._record is not None:
-                self._record.event(action, channel, reason=reason, count=str(count))
+                self._record.event(action, channel, **_of(peer), reason=reason, count=str(count))
         for level, left_out in kinds.items():
             self._write(
                 level,

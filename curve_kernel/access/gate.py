@@ -173,8 +173,7 @@ class Gate:
     def close(self) -> None:
         """Accept no more clients, and stop watching, before the sockets are closed."""
         self._monitor.stop()
-        if self.record is not None:
-            self.record.close()
+        self._audit.close()
 
     def closing(self) -> AbstractContextManager[None]:
         """Do so; after the block, in which they are closed, no forked process keeps them open."""

@@ -114,11 +114,10 @@ class _File(logging.Handler):
 
 def _problem(status: os.stat_result) -> str:
     """Return why others could change what is recorded, or empty."""
-    if not stat.S_ISREG(status.st_mode):
-        return ""
     if status.st_uid not in _TRUSTED:
         return "it belongs to another user"
-    if status.st_uid == os.geteuid() and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    is_file = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
+    if is_file and status.st_uid == os.geteuid() and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"others may write it, its mode is {stat.S_IMODE(status.st_mode):04o}"
     return ""
 

@@ -209,3 +209,38 @@ def test_a_record_that_can_not_be_kept_is_no_start(tmp_path):
     assert (status, len(lines)) == (1, 2), text
     assert "needs jupyter_events" in lines[0]
     assert "curve-kernel[audit]" in lines[1]
+
+
+def test_strangers_keep_no_name_out_of_it(tmp_path, folder):
+    """Each client that is listed has lines of its own, and what was counted is there at the end."""
+    keys = {name: KeyPair.generate() for name in ("olga", "vera")}
+    write_certificate(folder / "owners" / "olga.key", keys["olga"].public_key)
+    (folder / "viewers").mkdir()
+    write_certificate(folder / "viewers" / "vera.key", keys["vera"].public_key)
+    path = tmp_path / "record"
+    with headless(ALLOWLIST, record_option(path), file=tmp_path / "k.json") as (process, info):
+        for _ in range(40):
+            assert handshake(info, "shell") == "refused"
+        Member(info, keys["vera"], ("iopub",)).close()
+        assert handshake(info, "shell", keys["vera"]) == "refused"
+        wait_for("a rejection", lambda: events(path, action="rejected", name="vera"))
+        assert events(path, action="accepted", channel="iopub", name="vera")
+        with client_of(info, keys["olga"]) as client:
+            client.shutdown()
+            wait_for("the kernel's end", lambda: process.poll() is not None)
+    counted = [event["count"] for event in events(path, action="rejected") if "count" in event]
+    assert counted == ["10"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a file of another user's")
+def test_a_pipe_of_another_users(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path, 0o666)
+    os.chown(path, 65534, 65534)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status, error, _ = refused(record_option(path))
+        assert status == 1
+        assert "it belongs to another user" in error[0]
+    finally:
+        os.close(reader)
