@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial, wraps
+from functools import wraps
 from threading import RLock, get_ident, local
 from typing import Any
 
@@ -158,6 +158,27 @@ class XPubContext:
         return made
 
 
+def _once_ahead(loop: IOLoop, function: Callable[[], object]) -> Callable[[], None]:
+    """Return what has *loop* call *function*, in any thread, and no more than once ahead.
+
+    A loop may not run before a cell ends, and what it is to call takes memory.
+    """
+    is_due = False
+
+    def call() -> None:
+        nonlocal is_due
+        is_due = False
+        function()
+
+    def ask() -> None:
+        nonlocal is_due
+        if not is_due:
+            is_due = True
+            loop.add_callback(call)
+
+    return ask
+
+
 class HeardStream(ZMQStream):
     """A stream of shell or control, whose messages are dropped or named by the connection they came by.
 
@@ -199,7 +220,7 @@ class HeardStream(ZMQStream):
             return callback([frame.bytes for frame in frames] if copy else frames)
 
         super().on_recv(receive, copy=False)
-        self.curve_gate.on_question(channel, partial(self.io_loop.add_callback, self.curve_drain))
+        self.curve_gate.on_question(channel, _once_ahead(self.io_loop, self.curve_drain))
 
     def curve_drain(self) -> None:
         """Read all messages that there are, and tell the gate."""
@@ -225,7 +246,7 @@ class StdinReaper:
 
     def start(self, loop: IOLoop) -> Callable[[], None]:
         """Return what to call, in any thread, when a client has left; *loop* then does the work."""
-        return partial(loop.add_callback, self._reap)
+        return _once_ahead(loop, self._reap)
 
     def _counted(self, ask: Callable[..., str]) -> Callable[..., str]:
         @wraps(ask)

@@ -38,10 +38,10 @@ MESSAGE_SIZES = {
 _HANDSHAKE_BYTES = 16 << 10
 # On ipc, where no bytes are counted: how often a connection may be seen to have sent something.
 _HANDSHAKE_ACTIVITY = 10
-# What a client may send on iopub that is not an owner, and for each second that it stays: it subscribes
-# to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
-_QUIET_BYTES, _QUIET_RATE = 8 << 10, 16
-_QUIET_ACTIVITY = {"iopub": (32, 0.5), "hb": (64, 20)}
+# What a client may send on iopub that is not an owner, for each second that it stays, and in all: it
+# subscribes to one topic, which takes libzmq fifty times its bytes. On hb, what may be unanswered.
+_QUIET_BYTES, _QUIET_RATE, _QUIET_TOTAL = 8 << 10, 16, 256 << 10
+_QUIET_ACTIVITY = {"iopub": (32, 0.5, 256.0), "hb": (64, 20, float("inf"))}
 # Of what was published, the bytes that a slow reader may have left unread, and the seconds for which it
 # may read nothing at all; on ipc, the seconds for which it may do so while more than that is published.
 _BACKLOG, _STALL, _STILL = 16 << 20, 5.0, 0.25
@@ -145,11 +145,12 @@ def says_too_much(connection: Connection) -> bool:
     """Whether a peer that `has_little_to_say` has sent more than a subscriber or a heartbeat does."""
     age = monotonic() - connection.since
     if connection.is_local:
-        times, rate = _QUIET_ACTIVITY[connection.channel]
-        return connection.activity > times + rate * age or connection.waiting() > _QUIET_BYTES
+        times, rate, most = _QUIET_ACTIVITY[connection.channel]
+        allowed = min(times + rate * age, most)
+        return connection.activity > allowed or connection.waiting() > _QUIET_BYTES
     if connection.channel == "hb":  # each message is echoed when it is complete
         return connection.received() - connection.acknowledged() > _QUIET_BYTES
-    return connection.received() > _QUIET_BYTES + _QUIET_RATE * age
+    return connection.received() > min(_QUIET_BYTES + _QUIET_RATE * age, _QUIET_TOTAL)
 
 
 def follow_reader(connection: Connection, published: int, largest: int) -> tuple[Progress, bool]:
@@ -179,5 +180,6 @@ def follow_reader(connection: Connection, published: int, largest: int) -> tuple
     backlog = published - then.published - (now.acknowledged - then.acknowledged)
     if now.acknowledged > then.acknowledged:
         # It reads: what it has not read yet counts, not how long ago it had read everything.
-        then = now._replace(published=published - backlog, largest=then.largest)
+        # What it acknowledges is more than what was published, by libzmq's own bytes.
+        then = now._replace(published=published - max(backlog, 0), largest=then.largest)
     return then, backlog > most or stalls

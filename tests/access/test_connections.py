@@ -228,3 +228,22 @@ def test_an_address_with_few_connections_keeps_them():
 
 def test_reasons_read_as_text():
     assert f"{Reason.SLOW}" == "slow reader"
+
+
+def test_a_reader_saves_up_no_credit(monkeypatch):
+    """libzmq's own bytes are acknowledged, too: small messages are no right to large ones."""
+    connection = accept(Connections(), "iopub", 7)
+    counters = {"acknowledged": 0, "unread": 1000}
+    for name in counters:
+        monkeypatch.setattr(Connection, name, lambda _, name=name: counters[name])
+    published = 0
+    for _ in range(10_000):
+        published, counters["acknowledged"] = published + 250_000, counters["acknowledged"] + 400_000
+        connection.progress, is_slow = limits.follow_reader(connection, published, 250)
+        assert not is_slow
+    counters["unread"], more = 1 << 20, 0
+    while not is_slow and more < 1 << 30:
+        more += 1 << 20
+        counters["acknowledged"] += 1
+        connection.progress, is_slow = limits.follow_reader(connection, published + more, 1 << 20)
+    assert more <= 18 << 20
