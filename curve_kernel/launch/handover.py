@@ -17,11 +17,22 @@ _PYTHON = re.compile(r"(python|pypy)[\d.]*|curve-kernel")
 
 
 def starts_python(command: Sequence[str]) -> bool:
-    """Whether *command* runs a Python's module, or this kernel's script, with no wrapper around it."""
+    """Whether *command* runs a Python's module, or this kernel's script, with no wrapper around it.
+
+    A module is one if it is another than this kernel's, and that is what it is given to run.
+    """
     name, words = Path(command[0]).name, iter(command[1:])
     if not _PYTHON.fullmatch(name):
         return False
-    return name == "curve-kernel" or next((word for word in words if word[:2] != "-X"), "") == "-m"
+    if name == "curve-kernel":
+        return True
+    if next((word for word in words if word[:2] != "-X"), "") != "-m":
+        return False
+    return next(words, "") == "curve_kernel" or not any(map(_names_this_kernel, words))
+
+
+def _names_this_kernel(word: str) -> bool:
+    return re.search(r"(?:^|\s|/)curve-kernel(?:\s|$)|(?:^|\s)curve_kernel(?:\s|$)", word) is not None
 
 
 class Handover:

@@ -118,6 +118,18 @@ def test_a_wrapper_does_not_keep_the_secret(temporary, wrapper):
         run_code(client, "exit()")  # a shell does not pass a signal on
 
 
+def test_a_wrapper_that_is_a_module(temporary, tmp_path, monkeypatch):
+    code = "import subprocess, sys\nsys.exit(subprocess.call(sys.argv[1:]))\n"
+    (tmp_path / "wraps.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    name = write_spec("wrapped-module", [sys.executable, "-m", "wraps"])
+    with started(name) as (km, client):
+        environment = Path(f"/proc/{km.provisioner.pid}/environ").read_bytes()
+        assert km.curve_secretkey not in environment
+        assert holding(km.curve_secretkey) == []
+        assert run_code(client, "1 + 1") == ("ok", "2")
+
+
 def test_a_wrapper_that_is_to_get_the_variable():
     name = write_spec("variable", WRAPPERS["shell"], key_distribution="env")
     with started(name) as (km, client):
