@@ -30,11 +30,20 @@ def main() -> None:
     elif "--help-all" in options:
         _run_kernel()
     elif "-h" in options or "--help" in options:
-        print(help_text())  # noqa: T201
+        _print(help_text())
     elif "-V" in options or "--version" in options:
-        print(__version__)  # noqa: T201
+        _print(__version__)
     else:
         _run_kernel()
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)  # noqa: T201
+    except OSError as error:
+        from curve_kernel.errors import fail_to_print
+
+        fail_to_print(error)
 
 
 def _run_command(name: str, words: list[str]) -> None:

@@ -12,11 +12,19 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-__all__ = ["CurveKernelError", "fail", "printable", "suggest", "without_keys"]
+__all__ = [
+    "CurveKernelError",
+    "fail",
+    "fail_to_print",
+    "printable",
+    "suggest",
+    "without_keys",
+]
 
 
 class CurveKernelError(Exception):
@@ -50,6 +58,20 @@ def fail(error: CurveKernelError) -> NoReturn:
             shown = line if error.shows_key else without_keys(line)
             print(f"curve_kernel: {kind}: {printable(shown)}", file=sys.stderr)  # noqa: T201
     sys.exit(1)
+
+
+def fail_to_print(error: OSError) -> NoReturn:
+    """Leave since standard output takes no more, and let what is buffered go nowhere."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader has left, as `head` does
+        sys.exit(128 + signal.SIGPIPE)
+    fail(
+        CurveKernelError(
+            f"the output can't be written: {error.strerror}",
+            "make room for it, or let it go elsewhere",
+        )
+    )
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import tempfile
 from contextlib import suppress
@@ -15,6 +14,7 @@ from jupyter_core.paths import allow_insecure_writes
 from traitlets.log import get_logger
 
 from .errors import CurveKernelError
+from .private_os import os
 
 __all__ = ["check", "insecure_writes_are_allowed", "is_gone", "read", "replace", "set_mode"]
 
@@ -64,13 +64,16 @@ def check(path: str | os.PathLike[str]) -> None:
         file.write(bytes(4096))
 
 
-def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> None:
-    """Replace the file at *path* in one step; a link to a file stays a link.
+def replace(
+    path: str | os.PathLike[str], content: bytes, mode: int = 0o600, *, new: bool = False
+) -> None:
+    """Replace the file at *path* in one step, or make it if it is to be *new*; a link stays a link.
 
     Raises
     ------
     OSError
-        If the folder can't be written. Nothing is left behind then.
+        If the folder can't be written, or there is a file that was to be new. Nothing is left behind
+        then.
     CurveKernelError
         If *mode* is 0600 and others could read the file all the same, unless the user allows it.
     """
@@ -80,10 +83,23 @@ def replace(path: str | os.PathLike[str], content: bytes, mode: int = 0o600) -> 
         with os.fdopen(descriptor, "wb") as file:
             set_mode(descriptor, path, mode)
             file.write(content)
-        Path(temporary).replace(target)
+        if not (new and _links(temporary, target)):
+            Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _links(temporary: str, target: Path) -> bool:
+    """Give a file its name if that is free; False where the file system has no links."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    Path(temporary).unlink()
+    return True
 
 
 def insecure_writes_are_allowed(path: str | os.PathLike[str], mode: int) -> bool:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from traitlets.config import Application
 
-from ..errors import CurveKernelError, fail, suggest
+from ..errors import CurveKernelError, fail, fail_to_print, suggest
 from ..folders import no_home
 
 __all__ = ["Command", "until_interrupted"]
 
 
-class _Parser(argparse.ArgumentParser):
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+class _CommandParser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        try:
+            print(self.format_help(), end="", file=file, flush=True)
+        except OSError as error:
+            fail_to_print(error)
+
     def error(self, message: str) -> NoReturn:
         fail(CurveKernelError(message, f"see {self.prog} --help"))
 
@@ -67,11 +75,15 @@ class Command(Application):
 
     def initialize(self, argv: Sequence[str] | None = None) -> None:
         """Parse the words after the command's name."""
-        parser = _Parser(
+        parser = _CommandParser(
             prog=f"python -m curve_kernel {self.name}", description=self.summary, allow_abbrev=False
         )
         self.add_arguments(parser)
         self._options, self.rest = parser.parse_known_args(argv)
+        for option, action in parser._option_string_actions.items():
+            # What stands for a variable that is not set must not do as if nothing were asked for.
+            if not action.required and getattr(self._options, action.dest, None) == "":
+                parser.error(f"{option} is empty")
         if self.rest and not self.passes_on:
             parser.unknown(self.rest)
 
@@ -85,16 +97,16 @@ class Command(Application):
             fail(error)
         except RuntimeError as error:
             fail(no_home(error))
-        except BrokenPipeError:
-            # The reader has left, as `head` does.
-            _drop_output()
-            status = 128 + signal.SIGPIPE
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-                raise
-            _drop_output()
-            what = error.filename or "the output"
-            fail(CurveKernelError(f"{what} can't be written: {error.strerror}", "make room for it"))
+            where = error.filename
+            if where is None and error.errno in (*_FULL, errno.EPIPE, errno.EBADF):
+                fail_to_print(error)
+            if error.errno in _FULL:
+                fail(
+                    CurveKernelError(f"{where} can't be written: {error.strerror}", "make room for it")
+                )
+            what = f"{where} can't be used: {error.strerror}" if where else str(error)
+            fail(CurveKernelError(what, "see whether it is yours: `jupyter --paths` shows the folders"))
         except KeyboardInterrupt:
             status = 130
         raise SystemExit(status or 0)
@@ -116,9 +128,3 @@ def until_interrupted() -> Iterator[None]:
     while not interrupts:
         yield
     raise KeyboardInterrupt
-
-
-def _drop_output() -> None:
-    """Let what is buffered go nowhere, rather than fail once more at the interpreter's end."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import queue
 import re
@@ -24,7 +23,7 @@ from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
 from .connect import connected, find, need_identity
-from .install import check_kernelspec_name, installed, requirement, write_kernelspec
+from .install import check_kernelspec_name, installed, read_spec, requirement, write_kernelspec
 from .whose import short_name
 
 __all__ = ["ATTACH_PROVISIONER", "RUNS", "AttachApp", "Attached"]
@@ -52,10 +51,10 @@ class Attached:
 
         Raises
         ------
-        OSError, ValueError, KeyError, TypeError
+        ValueError, KeyError, TypeError
             If it is none that `attach` wrote.
         """
-        spec = json.loads((folder / "kernel.json").read_text())
+        spec = read_spec(folder)
         provisioner = spec["metadata"]["kernel_provisioner"]
         if provisioner["provisioner_name"] != ATTACH_PROVISIONER:
             raise ValueError(folder)

@@ -24,7 +24,7 @@ from ..keys.certificates import (
     read_certificate,
     write_certificate,
 )
-from ..keys.expiry import after, ago_or_in, at, show
+from ..keys.expiry import add_end_arguments, ago_or_in, end_of, show
 from ..receipts import receipts
 from . import Command
 
@@ -33,9 +33,7 @@ __all__ = [
     "ClientsApp",
     "KeygenApp",
     "RevokeApp",
-    "add_end_arguments",
     "add_role_argument",
-    "end_of",
     "list_client",
     "make_identity",
     "public_certificate",
@@ -65,11 +63,12 @@ def make_identity(*, force: bool = False) -> KeyPair:
     folder = curve_folder()
     path = folder / "identity.key_secret"
     owner = folder / ROLES["owner"] / f"{_own_name()}.key"
+    there_is_one = CurveKernelError(
+        f"you have a key pair already: {path}",
+        "use it, or replace it with --force; then others must authorize the new key",
+    )
     if not force and os.path.lexists(path):
-        raise CurveKernelError(
-            f"you have a key pair already: {path}",
-            "use it, or replace it with --force; then others must authorize the new key",
-        )
+        raise there_is_one
     if not force and os.path.lexists(owner):
         raise CurveKernelError(
             f"an owner has your name already: {owner}",
@@ -78,9 +77,12 @@ def make_identity(*, force: bool = False) -> KeyPair:
     pair = KeyPair.generate()
     try:
         _make_trusted(owner.parent)
-        write_certificate(path, pair.public_key, pair.secret_key)
+        # Of two that make one at the same time, the second ends here.
+        write_certificate(path, pair.public_key, pair.secret_key, new=not force)
         write_certificate(folder / "identity.key", pair.public_key)
         write_certificate(owner, pair.public_key)
+    except FileExistsError:
+        raise there_is_one from None
     except OSError as error:
         raise _not_written(error) from None
     return pair
@@ -112,8 +114,16 @@ def _files_of(name: str) -> list[Path]:
     """Return the certificates of the client *name*; what can't be typed goes by what is shown."""
     paths: list[Path] = []
     for role in ROLES.values():
-        with contextlib.suppress(OSError):
-            paths += (path for path in (curve_folder() / role).iterdir() if path.suffix == ".key")
+        folder = curve_folder() / role
+        try:
+            paths += (path for path in folder.iterdir() if path.suffix == ".key")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise CurveKernelError(
+                f"the list of clients can't be read: {folder}: {error.strerror}",
+                "make Jupyter's configuration folder yours; `jupyter --paths` shows where it is",
+            ) from None
     exact = [path for path in paths if path.stem == name]
     return exact or [path for path in paths if printable(path.stem) == name]
 
@@ -130,8 +140,13 @@ class KeygenApp(Command):
 
     def run(self, options: argparse.Namespace) -> None:
         """Make the pair, and say where it is."""
-        old_key = _old_key()
-        replaced = bool(old_key) or os.path.lexists(curve_folder() / "identity.key_secret")
+        old_keys = _old_keys()
+        replaced = bool(old_keys) or os.path.lexists(curve_folder() / "identity.key_secret")
+        if options.force:
+            # First, or a run that fails would leave a key on the list that the next one does not know.
+            require_curve()
+            for key in old_keys:
+                print(*_take_off_old(key), sep="\n", flush=True)  # noqa: T201
         make_identity(force=options.force)
         print(f"Your key pair is made, and you are an owner of your kernels as {_own_name()}.")  # noqa: T201
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
@@ -139,9 +154,7 @@ class KeygenApp(Command):
             print(f"Give others your public certificate: {certificate}")  # noqa: T201
             print(_OTHER_LISTS.format(curve_folder()))  # noqa: T201
             return
-        for line in _take_off_old(old_key) if old_key else [_OLD_KEY_IS_NOT_KNOWN]:
-            print(line)  # noqa: T201
-        print(_OUT)  # noqa: T201
+        print(_OUT if old_keys else _OLD_KEY_IS_NOT_KNOWN)  # noqa: T201
         print(_FAR_KERNELS)  # noqa: T201
         print(  # noqa: T201
             "Others who listed your old key still accept it. Ask them to replace it, with\n"
@@ -163,12 +176,13 @@ _OLD_KEY_IS_NOT_KNOWN = (
 )
 
 
-def _old_key() -> bytes | None:
-    """Return this user's public key, if it can be read in one of its places."""
+def _old_keys() -> list[bytes]:
+    """Return this user's public key, as far as it can be read in its places."""
+    found: dict[bytes, None] = {}
     for name in ("identity.key_secret", "identity.key"):
         with contextlib.suppress(CurveKernelError):
-            return read_certificate(curve_folder() / name)[0]
-    return None
+            found[read_certificate(curve_folder() / name)[0]] = None
+    return list(found)
 
 
 def _take_off(public_key: bytes) -> Iterator[str]:
@@ -196,30 +210,6 @@ def add_role_argument(parser: argparse.ArgumentParser) -> None:
         default="viewer",
         help="owner: every channel; viewer (the default): sees inputs and outputs, can't run code",
     )
-
-
-def add_end_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --for and --until."""
-    end = parser.add_mutually_exclusive_group()
-    end.add_argument(
-        "--for",
-        dest="duration",
-        metavar="TIME",
-        help="end the access by itself, after 30min, 2h, 1h30min or 7d",
-    )
-    end.add_argument(
-        "--until",
-        metavar="WHEN",
-        help="""end the access by itself, at 18:00, 2026-12-24 or 2026-12-24T18:00, in this machine's
-        time unless it says another, as in 2026-12-24T18:00Z or 2026-12-24T18:00+01:00""",
-    )
-
-
-def end_of(options: argparse.Namespace) -> datetime | None:
-    """Return the end that the options ask for, or None for no end."""
-    if options.duration is not None:
-        return after(options.duration)
-    return at(options.until) if options.until is not None else None
 
 
 class AuthorizeApp(Command):
@@ -276,9 +266,15 @@ def public_certificate(certificate: str) -> bytes:
 
 
 def list_client(
-    name: str, role: str, public_key: bytes, *, until: datetime | None, force: bool = False
+    name: str,
+    role: str,
+    public_key: bytes,
+    *,
+    until: datetime | None,
+    force: bool = False,
+    only_check: bool = False,
 ) -> Path:
-    """List a client, and return its certificate's path.
+    """List a client, or *only check* whether it may be, and return its certificate's path.
 
     Raises
     ------
@@ -299,6 +295,8 @@ def list_client(
             f"that key is listed already, as {listed.role} {listed.name}",
             f"use that name, or: python -m curve_kernel revoke {listed.name}",
         )
+    if only_check:
+        return target
     try:
         _make_trusted(target.parent)
         write_certificate(target, public_key, until=until)
@@ -308,9 +306,9 @@ def list_client(
                 path.unlink()
     except OSError as error:
         raise _not_written(error) from None
-    skipped: list[str] = []
-    if AuthorizedClients(folder, skipped.append).find(public_key) is None:
-        raise CurveKernelError(f"{target} is written, and does not count: {'; '.join(skipped)}")
+    why: list[str] = []
+    if AuthorizedClients(folder, why.append).find(public_key) is None:
+        raise CurveKernelError(f"{target} is written, and does not count: {'; '.join(why)}")
     return target
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 
+from .. import files
 from ..errors import CurveKernelError
 from ..keys.source import SECRETKEY_VARIABLE
 from ..launch.ssh import requirement
@@ -33,6 +34,7 @@ __all__ = [
     "install_beside",
     "installed",
     "kernel_spec",
+    "read_spec",
     "replaced_by_stock",
     "replaced_mark",
     "requirement",
@@ -83,9 +85,23 @@ def installed(manager: KernelSpecManager, prefix: str | None = None) -> Iterator
     for place in places:
         for file in sorted(Path(place).glob("*/kernel.json")):
             argv = None
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                argv = json.loads(file.read_text()).get("argv")
+            with contextlib.suppress(ValueError, AttributeError):
+                argv = read_spec(file.parent).get("argv")
             yield file.parent, argv
+
+
+def read_spec(folder: Path) -> Any:
+    """Return what is in the kernel.json of *folder*.
+
+    Raises
+    ------
+    ValueError
+        If it can't be read, or is no JSON.
+    """
+    try:
+        return json.loads(files.read(folder / "kernel.json")[0])
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def replaced_mark(folder: Path) -> Path:

@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import psutil
@@ -25,10 +26,10 @@ from ..access.allowlist import check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
-from ..keys.expiry import after, show
+from ..keys.expiry import add_end_arguments, after, end_of, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
-from .clients import add_end_arguments, add_role_argument, end_of, list_client, public_certificate
+from .clients import add_role_argument, list_client, public_certificate
 from .connect import find
 
 __all__ = ["ShareApp"]
@@ -104,9 +105,12 @@ class ShareApp(Command):
         info["ip"], note = _address(info, options.ip, path, hostname)
         _check_kernel(info, path)
         _check_list(info, path)
-        list_client(name, options.role, public_key, until=end, force=options.force)
+        listing = partial(list_client, name, options.role, public_key, until=end, force=options.force)
+        listing(only_check=True)
         info |= shared(name, options.role, end, pair)
+        # First: a file that can't be written gives nobody access.
         print(json.dumps(info, indent=1), flush=True)  # noqa: T201
+        listing()
         for line in _remarks(name, options.role, end, pair, note):
             print(f"curve_kernel: {line}", file=sys.stderr)  # noqa: T201
 

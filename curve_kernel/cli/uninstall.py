@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -15,7 +14,15 @@ from jupyter_client.kernelspec import KernelSpecManager
 from ..errors import CurveKernelError
 from . import Command
 from .findings import PYTHON
-from .install import KERNELS, NAME, installed, replaced_mark, resources, runs_curve_kernel
+from .install import (
+    KERNELS,
+    NAME,
+    installed,
+    read_spec,
+    replaced_mark,
+    resources,
+    runs_curve_kernel,
+)
 
 __all__ = ["UninstallApp"]
 
@@ -80,8 +87,8 @@ class UninstallApp(Command):
 
 def _names_our_provisioner(folder: Path) -> bool:
     """Whether a kernelspec that starts nothing itself leaves it to a provisioner of this package."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
-        metadata = json.loads((folder / "kernel.json").read_text())["metadata"]
+    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+        metadata = read_spec(folder)["metadata"]
         return str(metadata["kernel_provisioner"]["provisioner_name"]).startswith("curve-")
     return False
 

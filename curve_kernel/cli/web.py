@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Callable
@@ -117,6 +118,9 @@ class WebServer:
             default_handler_args=shared,
             log_function=lambda _: None,  # addresses hold the token
         )
+        # What strangers send would stand on the terminal.
+        logging.getLogger("tornado").addHandler(logging.NullHandler())
+        logging.getLogger("tornado").propagate = False
         _BoundedServer(application, **_LIMITS).add_sockets(self._sockets)
         await asyncio.Event().wait()
 

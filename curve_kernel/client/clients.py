@@ -44,6 +44,14 @@ _INTERVAL = 0.5
 """Seconds between two looks whether the kernel still accepts this client, while a call waits."""
 _DISCONNECTIONS = 5
 """A kernel that ends, or an ssh tunnel to one, disconnects too, but not again and again."""
+_CHANNELS = [f"_{name}_channel" for name in ("shell", "iopub", "stdin", "hb", "control")]
+
+
+class _NeverUsed:
+    """In the place of a channel that was not started."""
+
+    def is_alive(self) -> bool:
+        return False
 
 
 class _CurveClient(KernelClient):
@@ -191,7 +199,15 @@ class _CurveClient(KernelClient):
         while hb is not None and hb.is_alive() and not hb._running and time.monotonic() < deadline:
             time.sleep(0.001)
         self._stop_watching()
-        super().stop_channels()
+        # Upstream asks each channel whether it is alive, and makes it for that.
+        unused = [name for name in _CHANNELS if getattr(self, name) is None]
+        try:
+            for name in unused:
+                setattr(self, name, _NeverUsed())
+            super().stop_channels()
+        finally:
+            for name in unused:
+                setattr(self, name, None)
 
     def _stop_watching(self) -> None:
         with self._lock:

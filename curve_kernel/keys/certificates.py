@@ -132,7 +132,12 @@ def parse_certificate(content: bytes, name: str) -> tuple[bytes, bytes | None]:
 
 
 def write_certificate(
-    path: Path, public_key: bytes, secret_key: bytes | None = None, until: datetime | None = None
+    path: Path,
+    public_key: bytes,
+    secret_key: bytes | None = None,
+    until: datetime | None = None,
+    *,
+    new: bool = False,
 ) -> None:
     """Write a certificate in pyzmq's format, atomically, with mode 0600 if it holds a secret key.
 
@@ -144,11 +149,13 @@ def write_certificate(
         The keys, 40 bytes of Z85 each.
     until : datetime, optional
         When the client's access ends, with a time zone.
+    new : bool
+        That there must be no such file yet.
 
     Raises
     ------
     OSError
-        If the folder can't be written.
+        If the folder can't be written, or there is a file that was to be new.
     """
     kind = "Public" if secret_key is None else "**Secret**"
     lines = [f"#   ZeroMQ CURVE {kind} Certificate, written by curve_kernel"]
@@ -161,7 +168,7 @@ def write_certificate(
     if secret_key is not None:
         lines.append(f'    secret-key = "{secret_key.decode()}"')
     mode = 0o644 if secret_key is None else 0o600
-    files.replace(path, ("\n".join(lines) + "\n").encode(), mode)
+    files.replace(path, ("\n".join(lines) + "\n").encode(), mode, new=new)
 
 
 def load_identity(folder: Path | None = None) -> KeyPair | None:

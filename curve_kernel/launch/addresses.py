@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 
 from ..errors import CurveKernelError
 
-__all__ = ["as_url_host", "own_address"]
+__all__ = ["as_url_host", "check_addresses", "own_address"]
+
+_ADDRESS = re.compile(r"[\w.:%*-]+")
 
 
 def own_address() -> str:
@@ -52,6 +55,21 @@ def _source_address(host: str, port: int) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])
+
+
+def check_addresses(*texts: str) -> None:
+    """Make sure that each of *texts*, if it is not empty, can be an address or the name of a host.
+
+    Raises
+    ------
+    CurveKernelError
+        If one can't.
+    """
+    for text in texts:
+        if text and not _ADDRESS.fullmatch(text):
+            raise CurveKernelError(
+                f"{text!r} is no address", "give one such as 10.0.0.5, or the name of a host"
+            )
 
 
 def as_url_host(ip: str) -> str:

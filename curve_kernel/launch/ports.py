@@ -221,13 +221,15 @@ class ReservedPorts:
             made = socket.socket(family)
             try:
                 made.bind((ip, port))
-            except OSError as error:
+            except (OSError, TypeError, ValueError) as error:  # or Python can't encode the name
                 made.close()
-                if error.errno in (errno.EADDRINUSE, errno.EACCES) and candidates:
+                number = getattr(error, "errno", None)
+                if number in (errno.EADDRINUSE, errno.EACCES) and candidates:
                     continue
                 self.release()
+                reason = getattr(error, "strerror", None) or "it is no address"
                 raise CurveKernelError(
-                    f"{ip} can't be listened on: {error.strerror}", "name an address of this machine"
+                    f"{ip} can't be listened on: {reason}", "name an address of this machine"
                 ) from None
             # Not before bind, or another who reserves could bind it too.
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -258,13 +260,13 @@ def parse_range(text: str) -> list[int]:
     CurveKernelError
         If it is no range, or too small for a kernel.
     """
-    first, _, last = text.partition("-")
+    words = text.partition("-")
     try:
-        ports = list(range(int(first), int(last) + 1))
+        first, last = int(words[0]), int(words[2])
     except ValueError:
-        ports = []
-    if len(ports) < len(port_names) + 1 or ports[0] < 1 or ports[-1] > 65535:
+        first, last = 1, 0
+    if not (0 < first <= last - len(port_names) and last < 1 << 16):
         raise CurveKernelError(
             f"{text!r} is no range of ports", "give at least six, such as 50000-50099"
         )
-    return ports
+    return list(range(first, last + 1))

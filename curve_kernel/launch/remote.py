@@ -20,7 +20,7 @@ from ..client.handshake import NoCurveServerError, WrongServerKeyError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
 from ..keys.certificates import load_identity
-from .addresses import as_url_host
+from .addresses import as_url_host, check_addresses
 from .client_keys import use_client_keys
 from .engines import Engine, Ready
 from .link import Link, is_refused, unreachable_port, verify
@@ -105,6 +105,7 @@ class RemoteProvisioner(KernelProvisionerBase):
     def make_engine(self) -> Engine:
         """Return what starts the launcher, as it is configured."""
         ssh = Ssh(self.host, self.ssh_options) if self.host or self.engine == "ssh" else None
+        check_addresses(self.ip, self.reach)
         if self.ports:
             parse_range(self.ports)
         if ssh is None:
@@ -157,7 +158,7 @@ class RemoteProvisioner(KernelProvisionerBase):
                     await self._start_launcher()
                 owners = kwargs.get("owners") or []
                 await self._start_kernel(kwargs.get("spec_env") or {}, kwargs.get("cwd"), owners)
-        except (CurveKernelError, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             await self._end_launcher()
             if isinstance(error, CurveKernelError) and not isinstance(error, StartError):
                 raise StartError(error.message, error.hint) from None

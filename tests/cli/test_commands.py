@@ -19,6 +19,7 @@ import psutil
 import pytest
 import zmq.auth
 from jupyter_client import KernelManager
+from members import Member
 from support import MODULE, check_error, headless, run_code, started, wait_for
 from terminal import Terminal, needs_tmux
 
@@ -117,6 +118,80 @@ def test_keygen(curve):
     assert status == 0
     assert "old key can't be read" in out
     assert run("clients")[1].count("(you)") == 1
+
+
+def test_a_keygen_that_fails_leaves_no_old_key_on_the_list(curve):
+    assert run("keygen")[0] == 0
+    old_key = load_identity(curve).public_key.decode()
+    (curve / "owners" / "olga.key").rename(curve / "owners" / "laptop.key")
+    (curve / "owners" / "olga.key").mkdir()
+    status, _, err = run("keygen", "--force")
+    assert status == 1
+    check_error(err, "can't be written", "configuration folder")
+    assert old_key not in run("clients")[1]
+    (curve / "owners" / "olga.key").rmdir()
+    assert run("keygen", "--force")[0] == 0
+    assert run("clients")[1].count("\n") == 1
+
+
+def test_two_that_make_a_key_pair_at_once(curve):
+    for _ in range(5):
+        shutil.rmtree(curve, ignore_errors=True)
+        both = [
+            subprocess.Popen([*MODULE, "keygen"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        outcomes = sorted((process.wait(60), process.communicate()[1]) for process in both)
+        assert outcomes[0] == (0, b"")
+        if outcomes[1][0] == 1:
+            check_error(outcomes[1][1].decode(), "already", "--force")
+        own = load_identity(curve)
+        listed = [zmq.auth.load_certificate(path)[0] for path in (curve / "owners").iterdir()]
+        assert [own.public_key] == listed
+        assert zmq.auth.load_certificate(curve / "identity.key")[0] == own.public_key
+
+
+@pytest.mark.parametrize(
+    "words", [("clients",), ("doctor",), ("--version",), ("help",), ("clients", "--help")]
+)
+def test_output_that_can_not_be_written(words):
+    for target, mode in (("/dev/full", "w"), ("/dev/null", "r")):
+        with Path(target).open(mode) as out:
+            done = subprocess.run(
+                [*MODULE, *words],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+        assert done.returncode == 1, (words, target)
+        check_error(done.stderr, "the output can't be written", "make room")
+
+
+def test_a_list_that_can_not_be_read(curve, tmp_path):
+    """It is not an empty one."""
+    assert run("authorize", str(colleague(tmp_path)), "--name", "vera")[0] == 0
+    (curve / "owners").mkdir(exist_ok=True)
+    (curve / "viewers").rename(curve / "kept")
+    (curve / "viewers").symlink_to(curve / "viewers")
+    for words in (("revoke", "vera"), ("authorize", str(curve / "kept" / "vera.key"), "--name=vera")):
+        fails(*words, says="the list of clients can't be read", hint="jupyter --paths")
+
+
+def test_revoke_hears_of_a_kernel_whose_file_is_anywhere(tmp_path):
+    certificate = colleague(tmp_path)
+    assert run("authorize", str(certificate), "--name", "vera")[0] == 0
+    with (
+        headless("--allowlist", file=tmp_path / "k.json") as (_, info),
+        Member(info, load_identity(certificate.parent), ("iopub",)),
+    ):
+        assert "\n1 connection is ended: k.json\n" in run("revoke", "vera")[1]
+
+
+def test_an_option_that_is_empty():
+    fails("install", "--user", "--ssh", "", "--name", "gpu", says="--ssh is empty", hint="--help")
+    fails("console", "kernel.json", "--ssh", "", says="--ssh is empty", hint="--help")
 
 
 def test_keygen_does_not_overwrite_an_owner_of_that_name(curve, tmp_path):

@@ -331,3 +331,32 @@ def test_errors(arguments, says, hint):
     assert says in lines[0]
     assert lines[1].startswith("curve_kernel: hint: ")
     assert hint in lines[1]
+
+
+@pytest.mark.parametrize("command", [("uninstall", "--name", "none"), ("attach", "--list")])
+def test_a_kernelspec_that_can_not_be_read(tmp_path, monkeypatch, command):
+    """It spoils nothing else, and nobody waits for it."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    for name in ("pipe", "deep", "large", "torn"):
+        (tmp_path / "kernels" / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "kernels" / "pipe" / "kernel.json")
+    (tmp_path / "kernels" / "deep" / "kernel.json").write_text("[" * 100_000)
+    (tmp_path / "kernels" / "large" / "kernel.json").write_text(" " * (2 << 20))
+    (tmp_path / "kernels" / "torn" / "kernel.json").write_bytes(b'{"argv": ["\xff')
+    words = [sys.executable, "-m", "curve_kernel", *command]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (1 if command[0] == "uninstall" else 0), done
+
+
+@pytest.mark.parametrize(
+    "ports", ["1-999999999999", "1-99999999999999999999", "0-9", "9-1", "65530-65540"]
+)
+def test_ports_that_are_none(ports):
+    words = [sys.executable, "-m", "curve_kernel", "install", "--user", "--ssh", "h", "--ports", ports]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "is no range of ports" in done.stderr
+    words[-2:] = ["--reach", "a b"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert "'a b' is no address" in done.stderr

@@ -103,13 +103,14 @@ def status(url: str) -> int | None:
         return None
 
 
-def test_what_a_stranger_may_send():
+def test_what_a_stranger_may_send(capfd):
     pytest.importorskip("nbconvert")
     from curve_kernel.cli.web import WebServer
 
     page = Page("kernel")
     server = WebServer(page)
     host = f"Host: 127.0.0.1:{server.port}\r\n"
+    answers(server.port, f"GET /?token=%ff\x9b31m HTTP/1.1\r\n{host}\r\n".encode("latin-1"))
     for method in ("GET", "POST"):
         request = f"{method} / HTTP/1.1\r\n{host}Content-Length: 90000000\r\n\r\n"
         assert answers(server.port, request.encode(), 90_000_000) < 30_000_000
@@ -126,3 +127,4 @@ def test_what_a_stranger_may_send():
     while status(server.url) != 200:  # the server hears of each end in its turn
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert capfd.readouterr() == ("", ""), "it is the watcher's terminal"

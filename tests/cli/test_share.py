@@ -212,6 +212,18 @@ def test_wrong_uses(tmp_path, certificate):
     )
 
 
+def test_a_file_that_can_not_be_written_lists_nobody(certificate):
+    kernel = runtime() / "full.json"
+    words = ("share", str(certificate), "--name=vera", "--existing=full", "--ip=127.0.0.1")
+    with headless("--allowlist", file=kernel), Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MODULE, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 1
+        check_error(done.stderr, "the output can't be written", "make room")
+        assert run("clients")[1].startswith("Nobody is listed")
+
+
 def test_a_ticket_is_for_nobody_else(tmp_path):
     """The shell has made its file before the command starts, for whoever the umask lets read it."""
     ticket, second = tmp_path / "ticket.json", tmp_path / "second.json"

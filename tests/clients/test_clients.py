@@ -504,3 +504,19 @@ def test_a_restart_behind_a_tunnel_is_no_refusal(tmp_path, folder):
         stack.callback(forwarder.server.close)
         ports = dict.fromkeys((name for name in info if name.endswith("_port")), forwarder.port)
         assert type(failure(clients.BlockingKernelClient, info | ports)) is clients.NobodyThereError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_opens_no_channel(kind):
+    """Upstream makes each channel to ask whether it is alive, and the kernel sees an intruder."""
+    used = {"shell": False, "stdin": False, "hb": False, "control": False}
+    with headless() as (_, info):
+        client = kind(client_keys=KeyPair.generate())
+        client.load_connection_info(info)
+
+        async def start_and_stop():
+            client.start_channels(**used)
+            client.stop_channels()
+
+        asyncio.run(start_and_stop())
+        assert [name for name in used if getattr(client, f"_{name}_channel") is not None] == []

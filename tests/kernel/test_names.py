@@ -234,7 +234,9 @@ MEANT: dict[str, set[str]] = {
     "_PageHandler": {"get"},
     "_StaticHandler": {"get"},
     "_KeyedHBChannel": {"_async_run", "_beating", "_create_socket", "socket"},
+    "_CommandParser": {"error", "print_help"},
     "_Parser": {"error"},
+    "QueuedLog": {"getEffectiveLevel", "handle", "isEnabledFor"},
 }
 # Classes that are made inside a function, and their base class.
 INSIDE = {
