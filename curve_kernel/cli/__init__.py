@@ -82,7 +82,8 @@ class Command(Application):
         self._options, self.rest = parser.parse_known_args(argv)
         for option, action in parser._option_string_actions.items():
             # What stands for a variable that is not set must not do as if nothing were asked for.
-            if not action.required and getattr(self._options, action.dest, None) == "":
+            given = getattr(self._options, action.dest, None)
+            if given == "" and action.default != "" and not action.required:
                 parser.error(f"{option} is empty")
         if self.rest and not self.passes_on:
             parser.unknown(self.rest)

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, cast
 
 import zmq
@@ -45,13 +46,8 @@ _INTERVAL = 0.5
 _DISCONNECTIONS = 5
 """A kernel that ends, or an ssh tunnel to one, disconnects too, but not again and again."""
 _CHANNELS = [f"_{name}_channel" for name in ("shell", "iopub", "stdin", "hb", "control")]
-
-
-class _NeverUsed:
-    """In the place of a channel that was not started."""
-
-    def is_alive(self) -> bool:
-        return False
+_NEVER_USED = SimpleNamespace(is_alive=lambda: False, close=lambda: None)
+"""In the place of a channel that was not used."""
 
 
 class _CurveClient(KernelClient):
@@ -203,7 +199,7 @@ class _CurveClient(KernelClient):
         unused = [name for name in _CHANNELS if getattr(self, name) is None]
         try:
             for name in unused:
-                setattr(self, name, _NeverUsed())
+                setattr(self, name, _NEVER_USED)
             super().stop_channels()
         finally:
             for name in unused:

@@ -215,7 +215,7 @@ def test_strangers_keep_no_name_out_of_it(tmp_path, folder):
     """Each client that is listed has lines of its own, and what was counted is there at the end."""
     keys = {name: KeyPair.generate() for name in ("olga", "vera")}
     write_certificate(folder / "owners" / "olga.key", keys["olga"].public_key)
-    (folder / "viewers").mkdir()
+    (folder / "viewers").mkdir(exist_ok=True)
     write_certificate(folder / "viewers" / "vera.key", keys["vera"].public_key)
     path = tmp_path / "record"
     with headless(ALLOWLIST, record_option(path), file=tmp_path / "k.json") as (process, info):
