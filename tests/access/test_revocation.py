@@ -356,8 +356,14 @@ for name in ('abspath', 'dirname', 'exists', 'expanduser', 'lexists', 'realpath'
 }
 
 
+def only_on_tcp(kernel):
+    if kernel.info["transport"] == "ipc":
+        pytest.skip("it is the same on ipc")
+
+
 @pytest.mark.parametrize("patch", PATCHES)
 def test_code_that_patches_os(kernel, patch):
+    only_on_tcp(kernel)
     keep = "import os; kept = {m: dict(vars(m)) for m in (os, os.path)}\n"
     kernel.list("vera", "viewer")
     with kernel.member("vera", "iopub") as member:
@@ -371,6 +377,7 @@ def test_code_that_patches_os(kernel, patch):
 
 def test_a_list_that_can_not_be_read_lists_nobody(kernel):
     """Whatever it is that makes reading it fail."""
+    only_on_tcp(kernel)
     code = """
 from curve_kernel.access.allowlist import AuthorizedClients
 read = AuthorizedClients.listed
@@ -392,12 +399,13 @@ AuthorizedClients.listed = fails
 
 def test_interrupts_of_what_shows_connections(kernel):
     """A time limit by SIGALRM, again and again, leaves no lock behind."""
+    only_on_tcp(kernel)
     code = """
 import random, signal, time
 class Late(Exception): pass
 def late(*_): raise Late
 before = signal.signal(signal.SIGALRM, late)
-app, hits, end = get_ipython().kernel.parent, 0, time.monotonic() + 3
+app, hits, end = get_ipython().kernel.parent, 0, time.monotonic() + 2
 while time.monotonic() < end:
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 6e-4))
@@ -416,12 +424,11 @@ print(hits > 20)
 
 
 def test_what_leaves_stdin_waits_in_no_queue(kernel):
-    if kernel.info["transport"] == "ipc":
-        pytest.skip("the same on both")
-    probe = "import asyncio, time; loop = asyncio.get_event_loop(); time.sleep(3); len(loop._ready)"
+    only_on_tcp(kernel)
+    probe = "import asyncio, time; loop = asyncio.get_event_loop(); time.sleep(2); len(loop._ready)"
     with ThreadPoolExecutor(1) as pool:
         cell = pool.submit(run_code, kernel.client, probe)
-        end = time.monotonic() + 2.5
+        end = time.monotonic() + 1.5
         while time.monotonic() < end:
             address = kernel.info["ip"], kernel.info["stdin_port"]
             with socket.create_connection(address) as stranger:
