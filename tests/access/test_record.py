@@ -225,8 +225,8 @@ def test_strangers_keep_no_name_out_of_it(tmp_path, folder):
         assert handshake(info, "shell", keys["vera"]) == "refused"
         wait_for("a rejection", lambda: events(path, action="rejected", name="vera"))
         assert events(path, action="accepted", channel="iopub", name="vera")
-        with client_of(info, keys["olga"]) as client:
-            client.shutdown()
+        with Member(info, keys["olga"], ("control",)) as owner:
+            owner.request("control", "shutdown_request", restart=False)
             wait_for("the kernel's end", lambda: process.poll() is not None)
     counted = [event["count"] for event in events(path, action="rejected") if "count" in event]
     assert counted == ["10"]
