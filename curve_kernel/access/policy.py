@@ -142,7 +142,6 @@ class Policy:
             close(open_descriptor(devnull, O_RDONLY | O_CLOEXEC))
         except OSError as error:
             can_read = error.errno not in (EMFILE, ENFILE)
-        listed: dict[bytes, tuple[Client, bool]] = {}
         try:
             if can_read:
                 listed = self.clients.listed()
@@ -151,11 +150,16 @@ class Policy:
                 listed = {
                     client.public_key: (client, self.clients.has_ended(client)) for client in known
                 }
-        finally:
-            if listed != self._look.listed:
-                self._look = _Look(listed)
-                self.looks += 1
+        except Exception:
+            self._take_in({})
+            raise
+        self._take_in(listed)
         return can_read
+
+    def _take_in(self, listed: Mapping[bytes, tuple[Client, bool]]) -> None:
+        if listed != self._look.listed:
+            self._look = _Look(listed)
+            self.looks += 1
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the next access ends, or None if none has an end."""
