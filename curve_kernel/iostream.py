@@ -25,6 +25,8 @@ __all__ = ["CurveIOPubThread", "CurveOutStream", "HeardStream", "StdinReaper", "
 
 # How many subscribers are welcomed in a second.
 _WELCOMES = 50
+# Seconds after which a loop that has not called what it was to call is asked again.
+_LOST = 10.0
 # Of a long text: the least size of a piece, and how many there are at most. A reader loses what is
 # beyond 1,000 messages (libzmq's SNDHWM), which is 250 MiB in pieces.
 _PIECE, _PIECES = 1 << 18, 8
@@ -161,19 +163,21 @@ class XPubContext:
 def _once_ahead(loop: IOLoop, function: Callable[[], object]) -> Callable[[], None]:
     """Return what has *loop* call *function*, in any thread, and no more than once ahead.
 
-    A loop may not run before a cell ends, and what it is to call takes memory.
+    A loop may not run before a cell ends, and what it is to call takes memory. What it has lost, to an
+    exception that a signal's handler raises, it is given once more after ten seconds.
     """
-    is_due = False
+    due_since: float | None = None
 
     def call() -> None:
-        nonlocal is_due
-        is_due = False
+        nonlocal due_since
+        due_since = None
         function()
 
     def ask() -> None:
-        nonlocal is_due
-        if not is_due:
-            is_due = True
+        nonlocal due_since
+        now = monotonic()
+        if due_since is None or now - due_since > _LOST:
+            due_since = now
             loop.add_callback(call)
 
     return ask

@@ -35,4 +35,4 @@ if TYPE_CHECKING:
     import os
 else:
     os = _copy(_os)
-    os.path = _copy(genericpath, posixpath, os=os)
+    os.path = _copy(genericpath, posixpath, os=os, genericpath=_copy(genericpath, os=os))

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
+from os import getpid
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ class AuditLog:
         self, log: logging.Logger, record: Record | None = None, limit: int = 30, period: float = 60
     ) -> None:
         self._log = log
+        self._pid = getpid()
         self._record = record
         self._limit = limit
         self._period = period
@@ -186,7 +188,9 @@ class AuditLog:
             self._log.log(level, line, *values)
 
     def close(self) -> None:
-        """Log and record what there still is."""
+        """Log and record what there still is. Does nothing in a forked child."""
+        if getpid() != self._pid:
+            return
         self.flush()
         if self._record is not None:
             self._record.close()

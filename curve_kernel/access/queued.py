@@ -6,17 +6,20 @@ Standard error may be a pipe that nobody reads, or a terminal that stands still.
 
 from __future__ import annotations
 
+import atexit
 import logging
 from _thread import allocate_lock
 from contextlib import suppress
+from os import _exit, getpid
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 __all__ = ["QueuedLog"]
 
-# Lines that wait to be handed on; what comes then is not logged. And seconds for which `flush` waits.
-_MOST, _PATIENCE = 10_000, 2.0
+# Lines that wait to be handed on; what comes then is not logged. And seconds for which `flush` waits,
+# and for which the process waits at its end.
+_MOST, _PATIENCE, _LAST = 10_000, 2.0, 1.0
 
 
 class QueuedLog(logging.Logger):
@@ -36,6 +39,8 @@ class QueuedLog(logging.Logger):
         self._handing_on = Thread(target=self._run, name="curve_kernel log", daemon=True)
         vars(self._handing_on).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._handing_on.start()
+        self._pid = getpid()
+        atexit.register(self._end)
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802
         """Tell whether a line of that level is logged."""
@@ -50,13 +55,19 @@ class QueuedLog(logging.Logger):
         if self._waiting.qsize() < _MOST:
             self._waiting.put(record)
 
-    def flush(self) -> None:
-        """Wait until all lines are handed on, two seconds at most."""
+    def flush(self, patience: float = _PATIENCE) -> bool:
+        """Wait until all lines are handed on, so many seconds at most; return whether they are."""
         done = allocate_lock()
         done.acquire()
         self._waiting.put(done)
-        if self._handing_on.is_alive():
-            done.acquire(timeout=_PATIENCE)
+        return not self._handing_on.is_alive() or done.acquire(timeout=patience)
+
+    def _end(self) -> None:
+        """Make sure that the process ends: `logging` would wait for the line that nobody reads."""
+        if getpid() == self._pid and not self.flush(_LAST):
+            timer = Timer(_LAST, _exit, (1,))
+            timer.daemon = True
+            timer.start()
 
     # Thread: its own
 

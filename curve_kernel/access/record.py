@@ -60,7 +60,7 @@ class _File(logging.Handler):
         if self._path.is_symlink() and self._path.lstat().st_uid not in _TRUSTED:
             raise OSError(0, "it is a link that another user has made")
         descriptor = os.open(self._path, flags, 0o600)
-        if problem := _problem(os.fstat(descriptor)):
+        if problem := _problem(descriptor):
             os.close(descriptor)
             raise OSError(0, problem)
         if self._is_ours(self._descriptor):
@@ -112,8 +112,15 @@ class _File(logging.Handler):
             )
 
 
-def _problem(status: os.stat_result) -> str:
-    """Return why others could change what is recorded, or empty."""
+def _problem(descriptor: int) -> str:
+    """Return why others could change what is recorded, or read it by a pipe of theirs, or empty."""
+    status = os.fstat(descriptor)
+    try:
+        has_name = os.readlink(f"/proc/self/fd/{descriptor}").startswith("/")  # noqa: PTH115
+    except OSError:
+        has_name = True
+    if stat.S_ISCHR(status.st_mode) or not has_name:  # a terminal, or a pipe that it was started with
+        return ""
     if status.st_uid not in _TRUSTED:
         return "it belongs to another user"
     is_file = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)

@@ -83,7 +83,8 @@ class Command(Application):
         for option, action in parser._option_string_actions.items():
             # What stands for a variable that is not set must not do as if nothing were asked for.
             given = getattr(self._options, action.dest, None)
-            if given == "" and action.default != "" and not action.required:
+            typed = option in {word.partition("=")[0] for word in argv or ()}
+            if given == "" and typed and not action.required:
                 parser.error(f"{option} is empty")
         if self.rest and not self.passes_on:
             parser.unknown(self.rest)
@@ -106,8 +107,10 @@ class Command(Application):
                 fail(
                     CurveKernelError(f"{where} can't be written: {error.strerror}", "make room for it")
                 )
-            what = f"{where} can't be used: {error.strerror}" if where else str(error)
-            fail(CurveKernelError(what, "see whether it is yours: `jupyter --paths` shows the folders"))
+            if where is None:
+                fail(CurveKernelError(str(error) or type(error).__name__))
+            hint = "see whether it is yours: `jupyter --paths` shows the folders"
+            fail(CurveKernelError(f"{where} can't be used: {error.strerror}", hint))
         except KeyboardInterrupt:
             status = 130
         raise SystemExit(status or 0)

@@ -77,12 +77,13 @@ def make_identity(*, force: bool = False) -> KeyPair:
     pair = KeyPair.generate()
     try:
         _make_trusted(owner.parent)
-        # Of two that make one at the same time, the second ends here.
-        write_certificate(path, pair.public_key, pair.secret_key, new=not force)
+        try:
+            # Of two that make one at the same time, the second ends here.
+            write_certificate(path, pair.public_key, pair.secret_key, new=not force)
+        except FileExistsError:
+            raise there_is_one from None
         write_certificate(folder / "identity.key", pair.public_key)
         write_certificate(owner, pair.public_key)
-    except FileExistsError:
-        raise there_is_one from None
     except OSError as error:
         raise _not_written(error) from None
     return pair
@@ -145,9 +146,10 @@ class KeygenApp(Command):
         if options.force:
             # First, or a run that fails would leave a key on the list that the next one does not know.
             require_curve()
-            for key in old_keys:
-                print(*_take_off_old(key), sep="\n", flush=True)  # noqa: T201
+            _take_off_old(old_keys)
         make_identity(force=options.force)
+        if not options.force:
+            _take_off_old(old_keys)
         print(f"Your key pair is made, and you are an owner of your kernels as {_own_name()}.")  # noqa: T201
         certificate = shlex.quote(str(curve_folder() / "identity.key"))
         if not replaced:
@@ -196,10 +198,10 @@ def _take_off(public_key: bytes) -> Iterator[str]:
             yield f"It was listed as {client.role} {client.name} too, and is not any more."
 
 
-def _take_off_old(public_key: bytes) -> Iterator[str]:
-    yield from _take_off(public_key)
-    key = public_key.decode()
-    yield f"Your old key is off your list, and your kernels reject it from now on: {key}"
+def _take_off_old(keys: list[bytes]) -> None:
+    for key in keys:
+        off = "Your old key is off your list, and your kernels reject it from now on:"
+        print(*_take_off(key), f"{off} {key.decode()}", sep="\n", flush=True)  # noqa: T201
 
 
 def add_role_argument(parser: argparse.ArgumentParser) -> None:
@@ -253,7 +255,10 @@ def public_certificate(certificate: str) -> bytes:
         If it can't be read, or holds a secret key.
     """
     if certificate == "-":
-        content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
+        try:
+            content = sys.stdin.buffer.read(1 << 16) if sys.stdin else b""  # closed, it is None
+        except OSError as error:
+            raise CurveKernelError(f"standard input can't be read: {error.strerror}") from None
         public_key, secret_key = parse_certificate(content, "on standard input")
     else:
         public_key, secret_key = read_certificate(Path(certificate))

@@ -13,6 +13,7 @@ from ..keys.source import PIPE
 
 __all__ = ["Handover", "starts_python"]
 
+_KERNELS = ("curve_kernel", "ipykernel", "ipykernel_launcher")
 _PYTHON = re.compile(r"(python|pypy)[\d.]*|curve-kernel")
 
 
@@ -28,11 +29,9 @@ def starts_python(command: Sequence[str]) -> bool:
         return True
     if next((word for word in words if word[:2] != "-X"), "") != "-m":
         return False
-    return next(words, "") == "curve_kernel" or not any(map(_names_this_kernel, words))
-
-
-def _names_this_kernel(word: str) -> bool:
-    return re.search(r"(?:^|\s|/)curve-kernel(?:\s|$)|(?:^|\s)curve_kernel(?:\s|$)", word) is not None
+    if next(words, "") in _KERNELS:
+        return True
+    return not any(re.search("curve[_-]kernel", word) for word in words)
 
 
 class Handover:

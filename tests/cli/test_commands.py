@@ -134,6 +134,22 @@ def test_a_keygen_that_fails_leaves_no_old_key_on_the_list(curve):
     assert run("clients")[1].count("\n") == 1
 
 
+def test_keygen_after_the_secret_key_was_lost(curve):
+    assert run("keygen")[0] == 0
+    old_key = load_identity(curve).public_key.decode()
+    (curve / "owners" / "olga.key").rename(curve / "owners" / "laptop.key")
+    (curve / "identity.key_secret").unlink()
+    status, out, _ = run("keygen")
+    assert status == 0
+    assert "It was listed as owner laptop too, and is not any more.\nYour old key is off" in out
+    assert old_key not in run("clients")[1]
+    # No folder can be made there.
+    shutil.rmtree(curve)
+    curve.mkdir()
+    (curve / "owners").symlink_to("/nowhere/at/all")
+    fails("keygen", says="can't be", hint="configuration folder")
+
+
 def test_two_that_make_a_key_pair_at_once(curve):
     for _ in range(5):
         shutil.rmtree(curve, ignore_errors=True)
@@ -192,6 +208,7 @@ def test_revoke_hears_of_a_kernel_whose_file_is_anywhere(tmp_path):
 def test_an_option_that_is_empty():
     fails("install", "--user", "--ssh", "", "--name", "gpu", says="--ssh is empty", hint="--help")
     fails("console", "kernel.json", "--ssh", "", says="--ssh is empty", hint="--help")
+    fails("install", "--prefix", "", says="--prefix is empty", hint="--help")
 
 
 def test_keygen_does_not_overwrite_an_owner_of_that_name(curve, tmp_path):
