@@ -22,7 +22,7 @@ class NoFolderError(CurveKernelError):
 
 def no_home(error: RuntimeError) -> NoFolderError:
     """Return what is wrong where `Path.expanduser` raised *error*, and raise any other."""
-    if os.path.expanduser("~") != "~":
+    if os.path.expanduser("~") != "~":  # it raises nothing
         raise error
     return NoFolderError(
         f"user {os.geteuid()} has no home folder: HOME is not set, and the system knows of none",

@@ -70,7 +70,7 @@ def file_problem(kind: str, path: str, status: os.stat_result) -> CurveKernelErr
 
 def folder_problem(kind: str, path: str) -> CurveKernelError | None:
     """Return why the folder of a file can't be trusted, and of what it leads to if it is a link."""
-    path = os.path.abspath(path)
+    path = os.path.abspath(path)  # resolves no link
     folders = {os.path.dirname(one): None for one in (path, os.path.realpath(path))}
     for folder in folders:
         try:
@@ -88,10 +88,10 @@ def path_problem(kind: str, path: str | os.PathLike[str]) -> CurveKernelError | 
 
     What is above the home folder is its administrator's affair. Where that is unknown, nothing is.
     """
-    home = os.path.expanduser("~")
+    home = os.path.expanduser("~")  # may be unknown
     home = os.path.realpath(home) if os.path.isabs(home) else "/"
     try:
-        steps = list(_steps(os.path.abspath(path)))
+        steps = list(_steps(os.path.abspath(path)))  # resolves no link
     except OSError as error:
         return _unreadable(f"{kind} {os.fspath(path)}", error)
     for step, status in steps:

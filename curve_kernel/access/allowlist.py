@@ -245,7 +245,7 @@ class AuthorizedClients:
 
 
 def _exists(folder: Path) -> bool:
-    """Whether there is anything, or it can't be told, of which `_problem` then says why."""
+    """Whether there is anything, or it can't be told, of which `trust.path_problem` then says why."""
     try:
         os.lstat(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -124,7 +124,7 @@ def _is_local(folder: Path) -> bool:
     """Whether *folder*, or where it will be, is on a file system of this machine only."""
     if _libc is None:
         return False
-    while not os.path.exists(folder) and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # raises nothing
         folder = folder.parent
     # The first word of struct statfs is the type; the whole has less than 256 bytes.
     status = (ctypes.c_ulong * 32)()

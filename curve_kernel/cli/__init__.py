@@ -80,11 +80,10 @@ class Command(Application):
         )
         self.add_arguments(parser)
         self._options, self.rest = parser.parse_known_args(argv)
-        for option, action in parser._option_string_actions.items():
-            # What stands for a variable that is not set must not do as if nothing were asked for.
-            given = getattr(self._options, action.dest, None)
-            typed = option in {word.partition("=")[0] for word in argv or ()}
-            if given == "" and typed and not action.required:
+        # What stands for a variable that is not set must not do as if nothing were asked for.
+        for option in (word.partition("=")[0] for word in argv or ()):
+            action = parser._option_string_actions.get(option)
+            if action and not action.required and getattr(self._options, action.dest, None) == "":
                 parser.error(f"{option} is empty")
         if self.rest and not self.passes_on:
             parser.unknown(self.rest)

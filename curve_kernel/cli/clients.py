@@ -34,6 +34,7 @@ __all__ = [
     "KeygenApp",
     "RevokeApp",
     "add_role_argument",
+    "check_client",
     "list_client",
     "make_identity",
     "public_certificate",
@@ -270,6 +271,29 @@ def public_certificate(certificate: str) -> bytes:
     return public_key
 
 
+def check_client(name: str, public_key: bytes, *, force: bool = False) -> list[Path]:
+    """Make sure that a client may be listed, and return the certificates that there are of its name.
+
+    Raises
+    ------
+    CurveKernelError
+        If another client has the name, unless *force* is true, or the key is listed under another one.
+    """
+    existing = _files_of(name)
+    if existing and not force and not _same(existing, public_key):
+        raise CurveKernelError(
+            f"there is another client {name} already: {existing[0]}",
+            "choose another --name, or replace it with --force",
+        )
+    listed = AuthorizedClients(curve_folder(), lambda _: None).find(public_key)
+    if listed is not None and listed.name != name:
+        raise CurveKernelError(
+            f"that key is listed already, as {listed.role} {listed.name}",
+            f"use that name, or: python -m curve_kernel revoke {listed.name}",
+        )
+    return existing
+
+
 def list_client(
     name: str,
     role: str,
@@ -277,31 +301,16 @@ def list_client(
     *,
     until: datetime | None,
     force: bool = False,
-    only_check: bool = False,
 ) -> Path:
-    """List a client, or *only check* whether it may be, and return its certificate's path.
+    """List a client, and return its certificate's path.
 
     Raises
     ------
     CurveKernelError
-        If another client has the name, unless *force* is true, or the key is listed under another one.
+        As `check_client`, or if that can't be written.
     """
-    folder = curve_folder()
+    existing, folder = check_client(name, public_key, force=force), curve_folder()
     target = folder / ROLES[role] / f"{name}.key"
-    existing = _files_of(name)
-    if existing and not force and not _same(existing, public_key):
-        raise CurveKernelError(
-            f"there is another client {name} already: {existing[0]}",
-            "choose another --name, or replace it with --force",
-        )
-    listed = AuthorizedClients(folder, lambda _: None).find(public_key)
-    if listed is not None and listed.name != name:
-        raise CurveKernelError(
-            f"that key is listed already, as {listed.role} {listed.name}",
-            f"use that name, or: python -m curve_kernel revoke {listed.name}",
-        )
-    if only_check:
-        return target
     try:
         _make_trusted(target.parent)
         write_certificate(target, public_key, until=until)

@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import psutil
@@ -29,7 +28,7 @@ from ..keys import KeyPair
 from ..keys.expiry import add_end_arguments, after, end_of, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
-from .clients import add_role_argument, list_client, public_certificate
+from .clients import add_role_argument, check_client, list_client, public_certificate
 from .connect import find
 
 __all__ = ["ShareApp"]
@@ -105,12 +104,11 @@ class ShareApp(Command):
         info["ip"], note = _address(info, options.ip, path, hostname)
         _check_kernel(info, path)
         _check_list(info, path)
-        listing = partial(list_client, name, options.role, public_key, until=end, force=options.force)
-        listing(only_check=True)
+        check_client(name, public_key, force=options.force)
         info |= shared(name, options.role, end, pair)
         # First: a file that can't be written gives nobody access.
         print(json.dumps(info, indent=1), flush=True)  # noqa: T201
-        listing()
+        list_client(name, options.role, public_key, until=end, force=options.force)
         for line in _remarks(name, options.role, end, pair, note):
             print(f"curve_kernel: {line}", file=sys.stderr)  # noqa: T201
 
