@@ -56,6 +56,16 @@ def fails(*arguments: str, says: str, hint: str | None, **kwargs) -> str:
     return err
 
 
+def fails_to_print(*arguments: str, target: str, mode: str) -> None:
+    with Path(target).open(mode) as out:
+        words = [*MODULE, *arguments]
+        done = subprocess.run(
+            words, stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 1, (arguments, target)
+    check_error(done.stderr, "the output can't be written", "make room")
+
+
 @pytest.fixture
 def curve() -> Path:
     return Path(os.environ["JUPYTER_CONFIG_DIR"]) / "curve"
@@ -172,17 +182,7 @@ def test_two_that_make_a_key_pair_at_once(curve):
 )
 def test_output_that_can_not_be_written(words):
     for target, mode in (("/dev/full", "w"), ("/dev/null", "r")):
-        with Path(target).open(mode) as out:
-            done = subprocess.run(
-                [*MODULE, *words],
-                stdout=out,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-                timeout=60,
-            )
-        assert done.returncode == 1, (words, target)
-        check_error(done.stderr, "the output can't be written", "make room")
+        fails_to_print(*words, target=target, mode=mode)
 
 
 def test_a_list_that_can_not_be_read(curve, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from support import MODULE, check_error, connection_info, headless
-from test_commands import fails, run
+from test_commands import fails, fails_to_print, run
 
 from curve_kernel import connection_file
 from curve_kernel.client import BlockingKernelClient
@@ -215,12 +215,8 @@ def test_wrong_uses(tmp_path, certificate):
 def test_a_file_that_can_not_be_written_lists_nobody(certificate):
     kernel = runtime() / "full.json"
     words = ("share", str(certificate), "--name=vera", "--existing=full", "--ip=127.0.0.1")
-    with headless("--allowlist", file=kernel), Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*MODULE, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
-        )
-        assert done.returncode == 1
-        check_error(done.stderr, "the output can't be written", "make room")
+    with headless("--allowlist", file=kernel):
+        fails_to_print(*words, target="/dev/full", mode="w")
         assert run("clients")[1].startswith("Nobody is listed")
 
 
