@@ -91,16 +91,19 @@ def make_client(socket: zmq.Socket[Any], keys: KeyPair, server_key: bytes) -> No
     server_key : bytes
         The public key of the server, 40 bytes of Z85.
     """
-    socket.curve_secretkey = keys.secret_key
-    socket.curve_publickey = keys.public_key
-    socket.curve_serverkey = server_key
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret_key)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public_key)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, server_key)
     _keep_alive(socket, _CLIENT_KEEPALIVE)
-    socket.tcp_maxrt = 1000 * _CLIENT_PATIENCE
+    socket.setsockopt(zmq.TCP_MAXRT, 1000 * _CLIENT_PATIENCE)
 
 
 def _keep_alive(socket: zmq.Socket[Any], times: tuple[int, int, int]) -> None:
-    socket.tcp_keepalive = 1
-    socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = times
+    idle, interval, count = times
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, idle)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, interval)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, count)
 
 
 @contextmanager

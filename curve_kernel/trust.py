@@ -88,20 +88,23 @@ def path_problem(kind: str, path: str | os.PathLike[str]) -> CurveKernelError | 
 
     What is above the home folder is its administrator's affair. Where that is unknown, nothing is.
     """
-    home = os.path.expanduser("~")  # may be unknown
-    home = os.path.realpath(home) if os.path.isabs(home) else "/"
     try:
         steps = list(_steps(os.path.abspath(path)))  # resolves no link
     except OSError as error:
         return _unreadable(f"{kind} {os.fspath(path)}", error)
     for step, status in steps:
-        if f"{home}/".startswith(f"{step.rstrip('/')}/") and step != home:
-            continue
         last = step == steps[-1][0]
         named = kind if last else "link" if stat.S_ISLNK(status.st_mode) else "folder"
-        if problem := _problem(named, step, status, sticky=not last):
+        problem = _problem(named, step, status, sticky=not last)
+        if problem and not _is_above_home(step):
             return problem
     return None
+
+
+def _is_above_home(folder: str) -> bool:
+    home = os.path.expanduser("~")  # may be unknown
+    home = os.path.realpath(home) if os.path.isabs(home) else "/"
+    return f"{home}/".startswith(f"{folder.rstrip('/')}/") and folder != home
 
 
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:

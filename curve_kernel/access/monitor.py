@@ -35,6 +35,7 @@ from .limits import Limits
 from .policy import Policy
 from .port import Listener, Port
 from .revocation import Revocation
+from .sources import Sources
 from .zap import ClientAuthenticator
 
 __all__ = ["Monitor"]
@@ -53,7 +54,7 @@ _PATIENCE = 2.0
 # After so many events the thread rests for an instant. Others would wait for the interpreter lock 5 ms
 # each time (sys.getswitchinterval), and a cell needs it several times.
 _BATCH, _REST = 16, 0.00005
-_POLLIN, _NOBLOCK = int(zmq.POLLIN), int(zmq.NOBLOCK)
+_NOBLOCK = int(zmq.NOBLOCK)
 # Seconds after which a connection that says nothing is accepted all the same. Both ends of ZMTP speak
 # first.
 _DEFER_ACCEPT = 600
@@ -98,6 +99,8 @@ class Monitor:
         self._pid = getpid()
         os.register_at_fork(after_in_child=self._leave_ports)
         self._wake_in, self._wake_out = pipe2(O_CLOEXEC | O_NONBLOCK)
+        self._spoken, self._told = self._enforcer.epoll.fileno(), self._revocation.descriptor
+        self._sources = Sources((self._wake_in, self._spoken, self._told))
         self._thread = Thread(target=self._run, name="curve_kernel monitor", daemon=True)
         # As ipykernel marks its own threads: a breakpoint must not suspend it.
         vars(self._thread).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
@@ -121,8 +124,10 @@ class Monitor:
                 handler = ClientAuthenticator(context, self._policy, self._connections, self._audit)
                 handler.start()
                 self._handlers[context] = handler
+                self._sources.add(handler.zap_socket)
             handler.sockets[channel] = socket
             self._listeners[channel] = Listener(channel, socket, monitor)
+            self._sources.add(monitor)
         self._wake()
 
     def on_ended(self, channel: str, callback: Any) -> None:
@@ -210,34 +215,26 @@ class Monitor:
                 continue
 
     def _serve(self) -> None:
-        poller, known = zmq.Poller(), 0
-        poller.register(self._wake_in, zmq.POLLIN)
-        poller.register(self._enforcer.epoll.fileno(), zmq.POLLIN)
-        if (told := self._revocation.descriptor) >= 0:
-            poller.register(told, zmq.POLLIN)
         handshakes_then = readers_then = 0.0
         while not self._stopping:
-            ready = {where for where, _ in poller.poll(self._timeout())}
+            timeout, before = self._timeout(), monotonic()
+            ready = self._sources.wait(timeout)
+            if monotonic() - before > _REST:
+                self._events = 0  # the others had their turn
             with self._lock:
                 if self._wake_in in ready:
                     self._take(read, self._wake_in, 1 << 12)
-                if known != len(self._listeners) + len(self._handlers):
-                    known = len(self._listeners) + len(self._handlers)
-                    for listener in self._listeners.values():
-                        poller.register(listener.monitor, zmq.POLLIN)
-                    for handler in self._handlers.values():
-                        poller.register(handler.zap_socket, zmq.POLLIN)
                 for listener in self._listeners.values():
-                    if listener.monitor in ready:
+                    if listener.monitor in self._sources.unread:
                         self._drain(listener, _BATCH)
                 for handler in self._handlers.values():
-                    if handler.zap_socket in ready or handler in self._requests:
+                    if handler in self._requests or self._sources.has_more(handler.zap_socket):
                         self._take(self._answer, handler)
                 self._take(self._hear)
-                if told in ready:
+                if self._told in ready:
                     self._take(self._revocation.told)
                 self._take(self._revocation.check)
-                if self._enforcer.epoll.fileno() in ready:
+                if self._spoken in ready:
                     self._take(self._check_budgets)
                 now = monotonic()
                 if self._asked or (
@@ -254,16 +251,16 @@ class Monitor:
                 sleep(_REST)
                 self._events = 0
 
-    def _timeout(self) -> int | None:
-        """Return the milliseconds after which something is to be checked, or None."""
-        if self._requests or self._hearing.told:
+    def _timeout(self) -> float | None:
+        """Return the seconds after which something is to be checked, or None."""
+        if self._requests or self._sources.unread or self._hearing.told:
             return 0
         if self._connections.handshaking:
-            return int(_HANDSHAKE_INTERVAL * 1000)
+            return _HANDSHAKE_INTERVAL
         seconds = self._revocation.seconds()
         if self._enforcer.has_to_look():
             seconds = min(_READER_INTERVAL, _READER_INTERVAL if seconds is None else seconds)
-        return None if seconds is None else int(seconds * 1000) + 1
+        return None if seconds is None else seconds + 0.001
 
     def _take(self, function: Any, *arguments: Any) -> None:
         """Call *function*; what goes wrong is logged once, and the thread goes on."""
@@ -280,9 +277,9 @@ class Monitor:
 
     def _drain(self, listener: Listener, most: int = 1000) -> bool:
         """Handle *most* events of *listener*, and return whether those were all that there are."""
+        self._sources.unread.add(listener.monitor)
         for _ in range(most):
-            # An attempt that finds nothing costs more: it lets go of the interpreter and raises.
-            if not int(listener.monitor.getsockopt(zmq.EVENTS)) & _POLLIN:
+            if not self._sources.has_more(listener.monitor):
                 return True
             frame, endpoint = listener.monitor.recv_multipart(_NOBLOCK)
             self._events += 1
@@ -318,6 +315,7 @@ class Monitor:
             return
         self._events += 1
         handler.answer(request)
+        self._sources.has_more(handler.zap_socket)  # or the thread would not wait for the next one
 
     def _hear(self) -> None:
         told = self._hearing.told
@@ -359,22 +357,15 @@ class Monitor:
             self._reported.add(self.problem)
             with suppress(Exception):
                 self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
-        poller = zmq.Poller()
-        poller.register(self._wake_in, zmq.POLLIN)
-        if (told := self._revocation.descriptor) >= 0:
-            poller.register(told, zmq.POLLIN)
-        listeners = list(self._listeners.values())
-        for listener in listeners:
-            poller.register(listener.monitor, zmq.POLLIN)
-        while not self._stopping and len(listeners) == len(self._listeners):
-            ready = [where for where, _ in poller.poll(1000)]
+        while not self._stopping:
+            ready = self._sources.wait(1)
             with suppress(BlockingIOError):
                 read(self._wake_in, 1 << 12)
             with self._lock, suppress(Exception):
-                if told in ready:
+                if self._told in ready:
                     self._revocation.told()
                 self._revocation.check()
-            for listener in listeners:
+            for listener in list(self._listeners.values()):
                 try:
                     while not self._stopping:
                         listener.monitor.recv_multipart(zmq.NOBLOCK)

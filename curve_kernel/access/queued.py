@@ -7,11 +7,12 @@ Standard error may be a pipe that nobody reads, or a terminal that stands still.
 from __future__ import annotations
 
 import atexit
+import collections
 import logging
 from _thread import allocate_lock
 from contextlib import suppress
 from os import _exit, getpid
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread, Timer
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["QueuedLog"]
 # Lines that wait to be handed on; what comes then is not logged. And seconds for which `flush` waits,
 # and for which the process waits at its end.
 _MOST, _PATIENCE, _LAST = 10_000, 2.0, 1.0
+# Seconds for which lines are gathered: a client has one for each of its handshakes, and would wait.
+_GATHER = 0.01
 
 
 class QueuedLog(logging.Logger):
@@ -35,7 +38,9 @@ class QueuedLog(logging.Logger):
         target: logging.Logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
         super().__init__(target.name)
         self._target = target
-        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        self._lines: collections.deque[Any] = collections.deque()
+        self._is_due = False
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._handing_on = Thread(target=self._run, name="curve_kernel log", daemon=True)
         vars(self._handing_on).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._handing_on.start()
@@ -52,14 +57,19 @@ class QueuedLog(logging.Logger):
 
     def handle(self, record: logging.LogRecord) -> None:
         """Take in a line."""
-        if self._waiting.qsize() < _MOST:
-            self._waiting.put(record)
+        if len(self._lines) < _MOST:
+            self._lines.append(record)
+            if not self._is_due:
+                self._is_due = True
+                self._wake.put(None)
 
     def flush(self, patience: float = _PATIENCE) -> bool:
         """Wait until all lines are handed on, so many seconds at most; return whether they are."""
         done = allocate_lock()
         done.acquire()
-        self._waiting.put(done)
+        self._lines.append(done)
+        for _ in range(2):  # one that begins to gather lines, and one that ends it
+            self._wake.put(None)
         return not self._handing_on.is_alive() or done.acquire(timeout=patience)
 
     def _end(self) -> None:
@@ -73,9 +83,14 @@ class QueuedLog(logging.Logger):
 
     def _run(self) -> None:
         while True:
-            item = self._waiting.get()
-            with suppress(Exception):
-                if isinstance(item, logging.LogRecord):
-                    self._target.handle(item)
-                else:
-                    item.release()
+            self._wake.get()
+            with suppress(Empty):
+                self._wake.get(timeout=_GATHER)
+            self._is_due = False
+            while self._lines:
+                item = self._lines.popleft()
+                with suppress(Exception):
+                    if isinstance(item, logging.LogRecord):
+                        self._target.handle(item)
+                    else:
+                        item.release()

@@ -96,9 +96,9 @@ class Handshake:
         # A socket of the plain kind, also where the client's are asyncio's; of the same context, which
         # closes it with its others.
         self.monitor: zmq.Socket[Any] = socket.context.socket(zmq.PAIR, socket_class=zmq.Socket)
-        self.monitor.linger = 0
+        self.monitor.setsockopt(zmq.LINGER, 0)
         # With a limit libzmq's I/O thread would stop and wait for this monitor's reader.
-        self.monitor.rcvhwm = 0
+        self.monitor.setsockopt(zmq.RCVHWM, 0)
         self.monitor.connect(endpoint)
 
     def read(self) -> None:
@@ -146,30 +146,26 @@ class Handshake:
 def wait(handshakes: Sequence[Handshake], timeout: float) -> None:
     """Wait until each is connected or has failed, and give up those that are neither."""
     deadline = time.monotonic() + timeout
-    while waiting := _undecided(handshakes):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        zmq.select([handshake.monitor for handshake in waiting], [], [], timeout=left)
-        for handshake in waiting:
-            handshake.read()
     for handshake in handshakes:
+        while _is_undecided(handshake) and (left := deadline - time.monotonic()) > 0:
+            handshake.monitor.poll(int(left * 1000) + 1)
+            handshake.read()
         handshake.give_up()
 
 
 async def wait_async(handshakes: Sequence[Handshake], timeout: float) -> None:
     """Do what `wait` does, in an event loop."""
     deadline = time.monotonic() + timeout
-    while (waiting := _undecided(handshakes)) and time.monotonic() < deadline:
+    while any(map(_is_undecided, handshakes)) and time.monotonic() < deadline:
         await asyncio.sleep(_INTERVAL)
-        for handshake in waiting:
+        for handshake in handshakes:
             handshake.read()
     for handshake in handshakes:
         handshake.give_up()
 
 
-def _undecided(handshakes: Sequence[Handshake]) -> list[Handshake]:
-    return [handshake for handshake in handshakes if not handshake.up and handshake.outcome is None]
+def _is_undecided(handshake: Handshake) -> bool:
+    return not handshake.up and handshake.outcome is None
 
 
 def mechanism_at(url: str, timeout: float) -> str | None:
