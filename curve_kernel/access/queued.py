@@ -21,8 +21,9 @@ __all__ = ["QueuedLog"]
 # Lines that wait to be handed on; what comes then is not logged. And seconds for which `flush` waits,
 # and for which the process waits at its end.
 _MOST, _PATIENCE, _LAST = 10_000, 2.0, 1.0
-# Seconds for which lines are gathered: a client has one for each of its handshakes, and would wait.
-_GATHER = 0.01
+# Seconds for which lines are gathered: a client that shakes hands would wait for the thread that hands
+# them on. It takes longer than that to run something that ends the process, and the line with it.
+_GATHER = 0.002
 
 
 class QueuedLog(logging.Logger):
