@@ -99,11 +99,9 @@ def make_client(socket: zmq.Socket[Any], keys: KeyPair, server_key: bytes) -> No
 
 
 def _keep_alive(socket: zmq.Socket[Any], times: tuple[int, int, int]) -> None:
-    idle, interval, count = times
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, idle)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, interval)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, count)
+    named = (zmq.TCP_KEEPALIVE_IDLE, zmq.TCP_KEEPALIVE_INTVL, zmq.TCP_KEEPALIVE_CNT)
+    for option, value in zip((zmq.TCP_KEEPALIVE, *named), (1, *times), strict=True):
+        socket.setsockopt(option, value)
 
 
 @contextmanager

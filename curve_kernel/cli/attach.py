@@ -22,7 +22,7 @@ from ..client import BlockingKernelClient, ChannelNotForViewersError
 from ..errors import CurveKernelError, printable
 from ..inspect import inspect_kernels
 from . import Command
-from .connect import connected, find, need_identity
+from .existing import connected, find, need_identity
 from .install import check_kernelspec_name, installed, read_spec, requirement, write_kernelspec
 from .whose import short_name
 

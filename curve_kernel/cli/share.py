@@ -29,7 +29,7 @@ from ..keys.expiry import add_end_arguments, after, end_of, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
 from .clients import add_role_argument, check_client, list_client, public_certificate
-from .connect import find
+from .existing import find
 
 __all__ = ["ShareApp"]
 

@@ -274,7 +274,7 @@ def dead(name: str, age: int) -> Path:
 
 
 def test_the_kernel_that_lives_is_found(tmp_path, monkeypatch):
-    from curve_kernel.cli.connect import find
+    from curve_kernel.cli.existing import find
     from curve_kernel.errors import CurveKernelError
 
     fails("watch", says="no kernel has a connection file", hint="status")
@@ -352,6 +352,17 @@ def test_options_that_help_promises(tmp_path, owner):
             child.expect(r"In \[\d+\]: ")
             child.send("\x04")
             assert ends(child) == 0
+        broken, unfit = tmp_path / "broken.py", tmp_path / "unfit.py"
+        broken.write_text("c.")
+        unfit.write_text("c.ZMQTerminalInteractiveShell.kernel_timeout = 'long'")
+        for word, says in {
+            f"--config={tmp_path / 'none.py'}": f"no configuration file {tmp_path / 'none.py'}",
+            f"--config={broken}": "can't be loaded: invalid syntax",
+            f"--config={unfit}": "'kernel_timeout'",
+            "--ZMQTerminalInteractiveShell.kernel_timeout=long": "'kernel_timeout'",
+            "--log-level=LOUD": "'log_level'",
+        }.items():
+            fails("console", km.connection_file, word, says=says, hint="")
 
 
 SSHD = """

@@ -79,7 +79,9 @@ MEANT: dict[str, set[str]] = {
     "Context": {"destroy", "socket"},
     "CleanSession": {"deserialize"},
     "CurveConsoleApp": {
+        "_log_default",
         "_session_default",
+        "exit",
         "handle_sigint",
         "init_connection_file",
         "init_kernel_client",
@@ -88,6 +90,8 @@ MEANT: dict[str, set[str]] = {
         "init_ssh",
         "kernel_client",
         "kernel_manager",
+        "load_config_file",
+        "raise_config_file_errors",
         "shell",
     },
     "CurveHeartbeat": {
