@@ -24,9 +24,10 @@ from ..keys.certificates import (
     read_certificate,
     write_certificate,
 )
-from ..keys.expiry import add_end_arguments, ago_or_in, end_of, show
+from ..keys.expiry import ago_or_in, show
 from ..receipts import receipts
 from . import Command
+from .ends import add_end_arguments, end_of
 
 __all__ = [
     "AuthorizeApp",

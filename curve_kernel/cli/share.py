@@ -25,10 +25,11 @@ from ..access.allowlist import check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
-from ..keys.expiry import add_end_arguments, after, end_of, show
+from ..keys.expiry import after, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
 from .clients import add_role_argument, check_client, list_client, public_certificate
+from .ends import add_end_arguments, end_of
 from .existing import find
 
 __all__ = ["ShareApp"]

@@ -8,13 +8,12 @@ A certificate says it in its metadata, as a moment with its time zone::
 
 from __future__ import annotations
 
-import argparse
 import re
 from datetime import datetime, timedelta
 
 from ..errors import CurveKernelError
 
-__all__ = ["add_end_arguments", "after", "ago_or_in", "at", "end_of", "parse_until", "show"]
+__all__ = ["after", "ago_or_in", "at", "parse_until", "show"]
 
 _UNITS = {"s": "seconds", "m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION = re.compile(r"(?:\d{1,9}(?:min|[smhdw]))+", re.ASCII)
@@ -68,30 +67,6 @@ def at(when: str, now: datetime | None = None) -> datetime:
     if end <= now:
         raise CurveKernelError(f"{when!r} is over: it is {now:%Y-%m-%d %H:%M %Z} now", _TIME_FORM)
     return end
-
-
-def add_end_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --for and --until."""
-    end = parser.add_mutually_exclusive_group()
-    end.add_argument(
-        "--for",
-        dest="duration",
-        metavar="TIME",
-        help="end the access by itself, after 30min, 2h, 1h30min or 7d",
-    )
-    end.add_argument(
-        "--until",
-        metavar="WHEN",
-        help="""end the access by itself, at 18:00, 2026-12-24 or 2026-12-24T18:00, in this machine's
-        time unless it says another, as in 2026-12-24T18:00Z or 2026-12-24T18:00+01:00""",
-    )
-
-
-def end_of(options: argparse.Namespace) -> datetime | None:
-    """Return the end that the options ask for, or None for no end."""
-    if options.duration is not None:
-        return after(options.duration)
-    return at(options.until) if options.until is not None else None
 
 
 def parse_until(content: bytes, name: str) -> datetime | None:
