@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from traitlets import Bool, Dict, Enum, Float, Int, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, TraitError, Unicode, validate
 
 from .access.limits import MESSAGE_SIZES, Limits
 from .access.queued import QueuedLog
@@ -22,9 +24,12 @@ __all__ = ["AccessOptions"]
 class AccessOptions(StrictApplication):
     """An application with these options."""
 
+    authorized_clients: str
+
     handshake_timeout = Float(
         5.0,
         min=0.1,
+        max=86400.0,
         config=True,
         help="""Seconds in which a handshake must be over.""",
     )
@@ -46,7 +51,7 @@ class AccessOptions(StrictApplication):
         more than an eighth of the open files that the process may have.""",
     )
     max_message_size = Dict(
-        value_trait=Int(min=4096),
+        value_trait=Int(min=4096, max=(1 << 63) - 1),
         key_trait=Enum(list(MESSAGE_SIZES)),
         config=True,
         help="""Bytes in one frame by channel, also in the handshake: libzmq disconnects a client that
@@ -65,10 +70,28 @@ class AccessOptions(StrictApplication):
         help="""Record the code itself too, and not only its SHA-256.""",
     )
 
+    @validate("handshake_timeout")
+    def _is_a_number(self, proposal: Any) -> float:
+        if math.isnan(value := proposal["value"]):
+            raise TraitError("handshake_timeout is no number")
+        return float(value)
+
     @cached_property
     def access_log(self) -> QueuedLog:
         """The log, for what must not wait for whoever reads it."""
         return QueuedLog(self.log)
+
+    def folder_of_clients(self) -> Path:
+        """Return where the clients are listed, absolute: code may change the working directory.
+
+        Raises
+        ------
+        CurveKernelError
+            If authorized_clients is empty: then it would be the working directory.
+        """
+        if not self.authorized_clients.strip():
+            raise CurveKernelError("authorized_clients is empty", "name a folder, or leave it out")
+        return Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
 
     def open_record(self) -> Record | None:
         """Open the record that audit_log asks for.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import stat
 import sys
 from functools import partial
@@ -242,8 +241,7 @@ class CurveKernelApp(AccessOptions, IPKernelApp):
     def init_sockets(self) -> None:
         """Create a context, a session and the kernel sockets, once all given ports are known free."""
         ports.check_free(self.transport, self.ip, dict(zip(port_names, self.ports, strict=True)))
-        # Code may change the working directory, and another folder would list the clients.
-        folder = Path(os.path.expanduser(self.authorized_clients)).absolute()  # noqa: PTH111
+        folder = self.folder_of_clients()
         self.authorized_clients = str(folder)
         clients = AuthorizedClients(folder, self.access_log.warning, owner_keys(self.owner_keys))
         allow_any = self.client_authorization == "any"

@@ -76,10 +76,9 @@ def find_connection_file(name: str) -> str:
     CurveKernelError
         If it does not exist, or is in a folder that this user may not enter.
     """
-    try:
-        return str(jupyter_client.find_connection_file(name))
-    except OSError:
-        pass
+    if name.strip("/"):  # else upstream takes whatever folder it finds
+        with contextlib.suppress(OSError):
+            return str(jupyter_client.find_connection_file(name))
     try:
         Path(name).stat()
     except PermissionError as error:
@@ -90,7 +89,7 @@ def find_connection_file(name: str) -> str:
     except (OSError, ValueError):
         pass
     raise CurveKernelError(
-        f"there is no connection file {name}",
+        f"there is no connection file {name or 'without a name'}",
         "`jupyter --paths` shows the runtime folder where running kernels have theirs",
     )
 

@@ -37,6 +37,9 @@ __all__ = ["JSONConfigFile", "OptionLoader", "Options", "PyConfigFile"]
 _HELP = "see python -m curve_kernel --help-all"
 # What a text program makes of the two hyphens of an option that is copied from it.
 _DASHES = "-\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
+# What stands for a variable that is not set must not do as if nothing were asked for.
+_NEVER_EMPTY = {"audit_log", "authorized_clients", "config", "extra_config_file"}
+_NEVER_EMPTY |= {"connection_file", "f"}
 _NAMES_ACCESS_OPTIONS = re.compile(r"CurveKernelApp|client_authorization|authorized_clients|owner_keys")
 # Classes that IPython or ipykernel imports only after the ports are open, or not at all in a kernel.
 _LATE_CLASSES = {
@@ -186,6 +189,16 @@ class Options:
         return f"--{self._class.__name__}.{name}"
 
 
+def _check_values(words: Sequence[str]) -> None:
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        if word == "--":
+            return
+        option, equals, value = word.partition("=")
+        is_empty = not value if equals else following == ""
+        if option[:1] == "-" and is_empty and option.lstrip("-").rpartition(".")[2] in _NEVER_EMPTY:
+            raise CurveKernelError(f"{option} is empty", "give it a value, or leave it out")
+
+
 def _options(words: Sequence[str]) -> Iterator[str]:
     """Yield the names of options, as argparse sees them."""
     for word in words:
@@ -259,6 +272,7 @@ class OptionLoader(KVArgParseConfigLoader):
         """
         names = [*self.aliases, *self.flags]
         known = [name for alias in names for name in (alias if isinstance(alias, tuple) else (alias,))]
+        _check_values(self.argv)
         self._options.check_words(self.argv, known)
         try:
             config = super().load_config(*args, **kwargs)

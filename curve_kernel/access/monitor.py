@@ -350,13 +350,15 @@ class Monitor:
 
     def _only_drain(self) -> None:
         """Accept no client, and read libzmq's monitors, so that the kernel does not hang."""
+        self._sources.leave_out(self._spoken)  # nobody looks at it any more
         for handler in self._handlers.values():
             if handler.zap_socket is not None:
+                self._sources.leave_out(int(handler.zap_socket.getsockopt(zmq.FD)))
                 handler.stop()
         if self.problem and self.problem not in self._reported:
-            self._reported.add(self.problem)
             with suppress(Exception):
                 self._log.critical("%s: no new client can connect; restart the kernel", self.problem)
+            self._reported.add(self.problem)
         while not self._stopping:
             ready = self._sources.wait(1)
             with suppress(BlockingIOError):

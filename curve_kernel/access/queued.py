@@ -7,12 +7,11 @@ Standard error may be a pipe that nobody reads, or a terminal that stands still.
 from __future__ import annotations
 
 import atexit
-import collections
 import logging
 from _thread import allocate_lock
 from contextlib import suppress
 from os import _exit, getpid
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread, Timer
 from typing import Any
 
@@ -21,9 +20,6 @@ __all__ = ["QueuedLog"]
 # Lines that wait to be handed on; what comes then is not logged. And seconds for which `flush` waits,
 # and for which the process waits at its end.
 _MOST, _PATIENCE, _LAST = 10_000, 2.0, 1.0
-# Seconds for which lines are gathered: a client that shakes hands would wait for the thread that hands
-# them on. It takes longer than that to run something that ends the process, and the line with it.
-_GATHER = 0.002
 
 
 class QueuedLog(logging.Logger):
@@ -39,9 +35,7 @@ class QueuedLog(logging.Logger):
         target: logging.Logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
         super().__init__(target.name)
         self._target = target
-        self._lines: collections.deque[Any] = collections.deque()
-        self._is_due = False
-        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
         self._handing_on = Thread(target=self._run, name="curve_kernel log", daemon=True)
         vars(self._handing_on).update(pydev_do_not_trace=True, is_pydev_daemon_thread=True)
         self._handing_on.start()
@@ -58,19 +52,14 @@ class QueuedLog(logging.Logger):
 
     def handle(self, record: logging.LogRecord) -> None:
         """Take in a line."""
-        if len(self._lines) < _MOST:
-            self._lines.append(record)
-            if not self._is_due:
-                self._is_due = True
-                self._wake.put(None)
+        if self._waiting.qsize() < _MOST:
+            self._waiting.put(record)
 
     def flush(self, patience: float = _PATIENCE) -> bool:
         """Wait until all lines are handed on, so many seconds at most; return whether they are."""
         done = allocate_lock()
         done.acquire()
-        self._lines.append(done)
-        for _ in range(2):  # one that begins to gather lines, and one that ends it
-            self._wake.put(None)
+        self._waiting.put(done)
         return not self._handing_on.is_alive() or done.acquire(timeout=patience)
 
     def _end(self) -> None:
@@ -84,14 +73,9 @@ class QueuedLog(logging.Logger):
 
     def _run(self) -> None:
         while True:
-            self._wake.get()
-            with suppress(Empty):
-                self._wake.get(timeout=_GATHER)
-            self._is_due = False
-            while self._lines:
-                item = self._lines.popleft()
-                with suppress(Exception):
-                    if isinstance(item, logging.LogRecord):
-                        self._target.handle(item)
-                    else:
-                        item.release()
+            item = self._waiting.get()
+            with suppress(Exception):
+                if isinstance(item, logging.LogRecord):
+                    self._target.handle(item)
+                else:
+                    item.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from select import EPOLLIN, epoll
 from typing import Any
 
@@ -45,6 +46,12 @@ class Sources:
         self._epoll.register(descriptor, EPOLLIN)
 
     # Thread: the one that waits
+
+    def leave_out(self, descriptor: int) -> None:
+        """Wait for *descriptor* no more, be it a socket's or not."""
+        self._sockets.pop(descriptor, None)
+        with suppress(OSError):
+            self._epoll.unregister(descriptor)
 
     def wait(self, timeout: float | None) -> set[int]:
         """Wait for so many seconds at most; return the descriptors that are readable."""

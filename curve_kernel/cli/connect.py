@@ -114,6 +114,7 @@ class ConsoleApp(_ExistingCommand):
         self.clear_instance()  # one application is the process's singleton, and IPython asks for it
         app = CurveConsoleApp.instance()
         app.check_options(self.rest)
+        app.log.addFilter(lambda line: not str(line.msg).startswith("Bad config"))  # `exit` says it
         path = self.find(options)
         given = {field: getattr(options, field) for field in self._OVERRIDES}
         app.info = connection_file.read(path) | {k: v for k, v in given.items() if v is not None}

@@ -88,11 +88,6 @@ class CurveConsoleApp(ZMQTerminalIPythonApp):
                 f"it is {self.config_file}" if self.config_file else f"see {self.config_dir}",
             ) from None
 
-    def _log_default(self) -> Any:
-        log = super()._log_default()
-        log.addFilter(lambda line: not str(line.msg).startswith("Bad config"))  # `exit` says it
-        return log
-
     def exit(self, exit_status: int | str | None = 0) -> None:
         """End; a value that traitlets refuses is an error like others, not a line in the log."""
         if isinstance(error := sys.exc_info()[1], (TraitError, ArgumentError)):

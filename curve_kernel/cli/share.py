@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import ipaddress
@@ -14,17 +15,18 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import psutil
 from jupyter_client.connect import port_names
 
 from .. import connection_file, files, keys
-from ..access.allowlist import check_name
+from ..access.allowlist import ROLES, check_name
 from ..client import BlockingKernelClient, KeyNotAuthorizedError, NobodyThereError
 from ..errors import CurveKernelError
 from ..keys import KeyPair
+from ..keys.certificates import curve_folder
 from ..keys.expiry import after, show
 from ..keys.ticket import shared, ticket_pair
 from . import Command
@@ -245,16 +247,35 @@ def _check_list(info: Mapping[str, Any], path: str) -> None:
     """Make sure that the kernel accepts whom this user lists, by listing a key of a moment."""
     pair = KeyPair.generate()
     name, end = f"share-{secrets.token_hex(4)}", after("1min")
-    listed = list_client(name, "viewer", pair.public_key, until=end)
-    try:
-        accepted = _is_accepted(info, pair)
-    finally:
-        listed.unlink(missing_ok=True)
+    listed = curve_folder() / ROLES["viewer"] / f"{name}.key"
+    with _ended_by_an_exception():
+        try:
+            list_client(name, "viewer", pair.public_key, until=end)
+            accepted = _is_accepted(info, pair)
+        finally:
+            listed.unlink(missing_ok=True)
     if not accepted:
         raise CurveKernelError(
             f"the kernel of {path} does not use the list of clients in {listed.parent.parent}",
             "share it as the user who started it, with that user's configuration",
         )
+
+
+@contextlib.contextmanager
+def _ended_by_an_exception() -> Iterator[None]:
+    """Let signals that end the process do so by an exception, so that it can tidy up."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    ending = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ending:
+        signal.signal(one, leave)
+    try:
+        yield
+    finally:
+        for one in ending:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _is_accepted(info: Mapping[str, Any], pair: KeyPair) -> bool:

@@ -150,6 +150,7 @@ def wait(handshakes: Sequence[Handshake], timeout: float) -> None:
         while _is_undecided(handshake) and (left := deadline - time.monotonic()) > 0:
             handshake.monitor.poll(int(left * 1000) + 1)
             handshake.read()
+        handshake.read()  # the process may have stood still
         handshake.give_up()
 
 

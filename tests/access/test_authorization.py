@@ -402,6 +402,19 @@ def test_the_monitor_killed_lets_nobody_in_says_so_and_blocks_nothing(tmp_path, 
         assert run_code(client, "print('standing')") == ("ok", "standing\n")
 
 
+def test_the_monitor_killed_does_nothing_when_a_client_leaves(tmp_path, folder):
+    viewer = KeyPair.generate()
+    write_certificate(folder / "viewers" / "vera.key", viewer.public_key)
+    with allowlisted(tmp_path) as (info, client, _):
+        watching = OwnKeysClient(client_keys=viewer)
+        watching.load_connection_info(info)
+        watching.start_channels(shell=False, stdin=False, control=False, hb=False)
+        assert run_code(client, THROW.format(error="SystemExit"))[0] == "ok"
+        watching.stop_channels()
+        busy = "import time; a = time.process_time(); time.sleep(2); print(time.process_time() - a)"
+        assert float(run_code(client, busy)[1]) < 1
+
+
 def test_a_watch_that_a_disk_keeps_waiting_holds_up_neither_a_cell_nor_the_end(tmp_path, folder):
     """The thread has this lock while it reads the list, which may be on a disk that does not answer."""
     with allowlisted(tmp_path) as (_, client, _):

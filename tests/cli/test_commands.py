@@ -209,6 +209,9 @@ def test_an_option_that_is_empty():
     fails("install", "--user", "--ssh", "", "--name", "gpu", says="--ssh is empty", hint="--help")
     fails("console", "kernel.json", "--ssh", "", says="--ssh is empty", hint="--help")
     fails("install", "--prefix", "", says="--prefix is empty", hint="--help")
+    fails("status", "", says="no connection file", hint="--paths")
+    fails("status", "/", says="no connection file", hint="--paths")
+    fails("help", "instal", says="no such command: instal", hint="did you mean")
 
 
 def test_keygen_does_not_overwrite_an_owner_of_that_name(curve, tmp_path):

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pexpect
@@ -18,7 +20,7 @@ from test_commands import fails, fails_to_print, run
 from curve_kernel import connection_file
 from curve_kernel.client import BlockingKernelClient
 from curve_kernel.keys import KeyPair
-from curve_kernel.keys.certificates import load_identity
+from curve_kernel.keys.certificates import curve_folder, load_identity
 
 pytest.importorskip("jupyter_console")
 
@@ -218,6 +220,23 @@ def test_a_file_that_can_not_be_written_lists_nobody(certificate):
     with headless("--allowlist", file=kernel):
         fails_to_print(*words, target="/dev/full", mode="w")
         assert run("clients")[1].startswith("Nobody is listed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nobody_listed(number):
+    """While it makes sure that the kernel uses the list, a key of a moment is in there."""
+    assert run("keygen")[0] == 0
+    kernel = runtime() / "kernel-8a1f.json"
+    viewers = curve_folder() / "viewers"
+    with headless("--allowlist", file=kernel):
+        words = ("--ticket", "--name", "vera", "--for", "1h", "--existing", str(kernel))
+        command = [*MODULE, "share", *words, "--ip", "127.0.0.1"]
+        with subprocess.Popen(command, stdout=-1, stderr=-1) as process:
+            while process.poll() is None and not list(viewers.glob("share-*.key")):
+                time.sleep(0.0005)
+            process.send_signal(number)
+            process.communicate(timeout=20)
+        assert not list(viewers.glob("share-*.key"))
 
 
 def test_a_ticket_is_for_nobody_else(tmp_path):

@@ -520,3 +520,52 @@ def test_leaving_opens_no_channel(kind):
 
         asyncio.run(start_and_stop())
         assert [name for name in used if getattr(client, f"_{name}_channel") is not None] == []
+
+
+INTERRUPTED = """
+import contextlib, faulthandler, gc, json, random, signal, sys, time
+from curve_kernel.client import BlockingKernelClient
+from curve_kernel.keys import KeyPair
+
+info = json.load(open(sys.argv[1]))
+
+def come_and_go():
+    client = BlockingKernelClient(client_keys=KeyPair.generate())
+    client.load_connection_info(info)
+    try:
+        client.start_channels(shell=False, stdin=False, control=False, hb=False)
+    finally:
+        client.stop_channels()
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+come_and_go()
+random.seed(1)
+interrupted, end = 0, time.monotonic() + 6
+while time.monotonic() < end:
+    faulthandler.dump_traceback_later(20, exit=True)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.02))
+            come_and_go()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted += 1
+    gc.collect()
+print(interrupted)
+"""
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing_to_wait_for(tmp_path):
+    with headless() as (_, info):
+        file = tmp_path / "info.json"
+        file.write_text(json.dumps(info))
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, str(file)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 10

@@ -79,7 +79,6 @@ MEANT: dict[str, set[str]] = {
     "Context": {"destroy", "socket"},
     "CleanSession": {"deserialize"},
     "CurveConsoleApp": {
-        "_log_default",
         "_session_default",
         "exit",
         "handle_sigint",

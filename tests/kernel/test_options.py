@@ -20,6 +20,7 @@ from support import (
     headless,
     refused,
     run_code,
+    wait_for,
 )
 
 from curve_kernel import __version__
@@ -218,6 +219,52 @@ def test_configuration_files(content, error, hint):
     status, _, text = refused("--log-level=CRITICAL", env=env)
     assert status == 1
     check_error(text, error, hint)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-f", ""], "-f is empty"),
+        (["--config="], "--config is empty"),
+        (["--CurveKernelApp.audit_log="], "--CurveKernelApp.audit_log is empty"),
+        (["--CurveKernelApp.authorized_clients="], "--CurveKernelApp.authorized_clients is empty"),
+        (["--CurveKernelApp.authorized_clients= "], "authorized_clients is empty"),
+        (["--config=empty.py"], "authorized_clients is empty"),
+        (["--CurveKernelApp.handshake_timeout=nan"], "handshake_timeout"),
+        (["--CurveKernelApp.handshake_timeout=1e9"], "handshake_timeout"),
+        (["--CurveKernelApp.max_message_size=shell=99999999999999999999"], "max_message_size"),
+    ],
+)
+def test_values_that_no_option_can_have(tmp_path, words, says):
+    """An empty folder of clients would be the working folder, which anybody's repository may be."""
+    empty = tmp_path / "empty.py"
+    empty.write_text("c.CurveKernelApp.authorized_clients = ''")
+    words = [word.replace("empty.py", str(empty)) for word in words]
+    status, _, text = refused("--allowlist", *words, cwd=tmp_path)
+    assert status == 1
+    check_error(text, says, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, closed):
+    """A socket that gets such a number would be what is printed to."""
+    file = tmp_path / "k.json"
+    command = f'exec "$@" -f "{file}" {closed}'
+    with subprocess.Popen(["sh", "-c", command, "sh", *MODULE]) as process:
+        try:
+            wait_for("the kernel", file.exists)
+            client = BlockingKernelClient(client_keys=KeyPair.generate())
+            client.load_connection_file(str(file))
+            client.start_channels()
+            try:
+                client.wait_for_ready(timeout=60)
+                code = "import os; print(*map(os.readlink, [f'/proc/self/fd/{n}' for n in range(3)]))"
+                _, out = run_code(client, code)
+            finally:
+                client.stop_channels()
+        finally:
+            process.terminate()
+    assert "socket" not in out
 
 
 def test_a_broken_configuration_file_of_something_else(tmp_path):
