@@ -93,10 +93,12 @@ def path_problem(kind: str, path: str | os.PathLike[str]) -> CurveKernelError | 
     except OSError as error:
         return _unreadable(f"{kind} {os.fspath(path)}", error)
     for step, status in steps:
+        is_safe = status.st_uid in (0, os.geteuid()) and not status.st_mode & _OPEN_TO_OTHERS
+        if is_safe or _is_above_home(step):
+            continue
         last = step == steps[-1][0]
         named = kind if last else "link" if stat.S_ISLNK(status.st_mode) else "folder"
-        problem = _problem(named, step, status, sticky=not last)
-        if problem and not _is_above_home(step):
+        if problem := _problem(named, step, status, sticky=not last):
             return problem
     return None
 
