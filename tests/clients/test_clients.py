@@ -71,6 +71,14 @@ def failure(kind, info, own=None, **channels) -> CurveKernelError:
     return caught.value
 
 
+def in_a_process(program: str, tmp_path: Path, info: dict, *words: str):
+    """Run *program* with a file that holds *info*, and further words, as its arguments."""
+    file = tmp_path / "copy.json"
+    file.write_text(json.dumps(info))
+    command = [sys.executable, "-c", program, str(file), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
 @pytest.fixture
 def kernel(tmp_path, folder):
     """The content of the connection file of a kernel with an allowlist; no secret key in it."""
@@ -259,15 +267,7 @@ except KeyNotAuthorizedError:
 
 def test_a_client_that_is_refused_at_once_ends_with_its_heartbeat(kernel, folder, tmp_path):
     """On a busy machine the heartbeat's thread has not begun by then."""
-    file = tmp_path / "copy.json"
-    file.write_text(json.dumps(kernel))
-    done = subprocess.run(
-        [sys.executable, "-c", SLOW, str(file)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = in_a_process(SLOW, tmp_path, kernel)
     assert (done.stdout, done.stderr) == ("refused False\n", "")
 
 
@@ -293,16 +293,8 @@ print("collected")
 @pytest.mark.parametrize("which", [[], ["channels gone"]], ids=["whole", "without channels"])
 def test_a_client_that_was_never_stopped_can_be_collected(which, tmp_path):
     """Its context waits for every socket, and Python may finalize it before them."""
-    file = tmp_path / "copy.json"
     with headless() as (_, info):
-        file.write_text(json.dumps(info))
-        done = subprocess.run(
-            [sys.executable, "-c", UNSTOPPED, str(file), *which],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = in_a_process(UNSTOPPED, tmp_path, info, *which)
     assert (done.stdout, done.returncode) == ("collected\n", 0), done.stderr
 
 
@@ -558,14 +550,6 @@ print(interrupted)
 
 def test_ctrl_c_at_any_moment_leaves_nothing_to_wait_for(tmp_path):
     with headless() as (_, info):
-        file = tmp_path / "info.json"
-        file.write_text(json.dumps(info))
-        done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, str(file)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = in_a_process(INTERRUPTED, tmp_path, info)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 10
